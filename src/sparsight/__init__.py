@@ -1,0 +1,68 @@
+"""Sparsight: a language model's features, and what fine-tuning changed in them.
+
+The names below are the package's public face. They load on first use: importing `sparsight` itself imports no torch.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "ActivationBatch": "sparsight.activations",
+    "ActivationStore": "sparsight.activations",
+    "ActivationStream": "sparsight.activations",
+    "CaptureConfig": "sparsight.activations",
+    "EvalReport": "sparsight.metrics",
+    "EvaluateConfig": "sparsight.metrics",
+    "FeatureIndex": "sparsight.features",
+    "IndexConfig": "sparsight.features",
+    "LanguageModel": "sparsight.lm",
+    "ModelConfig": "sparsight.lm",
+    "Recipe": "sparsight.recipe",
+    "SAEConfig": "sparsight.sae",
+    "SparseAutoencoder": "sparsight.sae",
+    "SparsightError": "sparsight.errors",
+    "StoreSource": "sparsight.activations",
+    "TextConfig": "sparsight.lm",
+    "TrainConfig": "sparsight.recipe",
+    "build_index": "sparsight.index",
+    "collect_activations": "sparsight.collect",
+    "evaluate_sae": "sparsight.evaluate",
+    "load_recipe": "sparsight.recipe",
+    "make_plan": "sparsight.plan",
+    "run_study": "sparsight.study",
+    "show_latent": "sparsight.show",
+    "show_overview": "sparsight.show",
+    "show_text": "sparsight.show",
+    "train_sae": "sparsight.train",
+    "train_saes": "sparsight.train",
+}
+
+__all__ = ["__version__", *_HOMES]  # noqa: PLE0604
+
+if TYPE_CHECKING:
+    from sparsight.activations import ActivationBatch, ActivationStore, ActivationStream, CaptureConfig, StoreSource
+    from sparsight.collect import collect_activations
+    from sparsight.errors import SparsightError
+    from sparsight.evaluate import evaluate_sae
+    from sparsight.features import FeatureIndex, IndexConfig
+    from sparsight.index import build_index
+    from sparsight.lm import LanguageModel, ModelConfig, TextConfig
+    from sparsight.metrics import EvalReport, EvaluateConfig
+    from sparsight.plan import make_plan
+    from sparsight.recipe import Recipe, TrainConfig, load_recipe
+    from sparsight.sae import SAEConfig, SparseAutoencoder
+    from sparsight.show import show_latent, show_overview, show_text
+    from sparsight.study import run_study
+    from sparsight.train import train_sae, train_saes
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'sparsight' has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

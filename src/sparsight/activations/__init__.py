@@ -1,0 +1,22 @@
+"""Activations: rows read from a model, kept on disk or served live, or made up with a known answer."""
+
+from sparsight.activations.batch import ActivationBatch, PieceTable
+from sparsight.activations.capture import Progress, Window, capture_windows
+from sparsight.activations.config import CaptureConfig
+from sparsight.activations.store import ActivationStore, StoreSource, missing_shards
+from sparsight.activations.stream import ActivationStream
+from sparsight.activations.writer import StoreWriter
+
+__all__ = [
+    "ActivationBatch",
+    "ActivationStore",
+    "ActivationStream",
+    "CaptureConfig",
+    "PieceTable",
+    "Progress",
+    "StoreSource",
+    "StoreWriter",
+    "Window",
+    "capture_windows",
+    "missing_shards",
+]

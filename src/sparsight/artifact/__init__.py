@@ -1,0 +1,36 @@
+"""What is on disk: atomic files, the run directory with its lock, the manifest."""
+
+from sparsight.artifact.files import (
+    append_jsonl,
+    atomic_path,
+    cache_folder,
+    read_json,
+    read_jsonl,
+    remove_leftovers,
+    sha256_file,
+    write_atomic,
+    write_json,
+)
+from sparsight.artifact.loggers import MetricLoggers
+from sparsight.artifact.manifest import Manifest, environment
+from sparsight.artifact.rundir import Interrupted, RunDir, StopFlag, locked, stop_signals
+
+__all__ = [
+    "Interrupted",
+    "Manifest",
+    "MetricLoggers",
+    "RunDir",
+    "StopFlag",
+    "append_jsonl",
+    "atomic_path",
+    "cache_folder",
+    "environment",
+    "locked",
+    "read_json",
+    "read_jsonl",
+    "remove_leftovers",
+    "sha256_file",
+    "stop_signals",
+    "write_atomic",
+    "write_json",
+]

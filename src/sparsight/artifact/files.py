@@ -1,0 +1,135 @@
+"""Files that are whole or absent: temp file, fsync, rename.
+
+A reader never sees half a file, and a killed run leaves at most a `.tmp` file that the next run removes. The cost is one fsync a file,
+milliseconds against the seconds that filling a shard takes.
+"""
+
+import errno
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from sparsight.errors import RunError
+
+__all__ = [
+    "append_jsonl",
+    "atomic_path",
+    "cache_folder",
+    "read_json",
+    "read_jsonl",
+    "remove_leftovers",
+    "sha256_file",
+    "write_atomic",
+    "write_json",
+]
+
+_TEMP_SUFFIX = ".tmp"
+
+
+def cache_folder() -> Path:
+    """Where built-in models and texts are kept: $SPARSIGHT_CACHE, else ~/.cache/sparsight. Made if absent."""
+    folder = Path(os.environ.get("SPARSIGHT_CACHE") or Path.home() / ".cache" / "sparsight")
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+@contextmanager
+def atomic_path(path: Path) -> Iterator[Path]:
+    """Yields a temp path beside `path`; on success it is fsynced and renamed to `path`, on failure removed.
+
+    Raises RunError when the disk is full or the place cannot be written.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=_TEMP_SUFFIX, dir=path.parent)
+    os.close(handle)
+    temp = Path(name)
+    try:
+        with _told_in_one_line(path):
+            yield temp
+            _fsync(temp)
+            os.replace(temp, path)
+            _fsync(path.parent)
+    finally:
+        temp.unlink(missing_ok=True)
+
+
+def write_atomic(path: Path, data: bytes) -> None:
+    """Writes `data` to `path`, whole or not at all. Raises RunError when the disk is full."""
+    with atomic_path(path) as temp:
+        temp.write_bytes(data)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes `value` as indented JSON, whole or not at all. NaN and infinity are refused: JSON has no word for them."""
+    write_atomic(path, (json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode())
+
+
+def read_json(path: Path) -> Any:
+    """The value in a JSON file. Raises RunError naming the file when it is absent or not JSON."""
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise RunError(f"{path} does not exist.") from None
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise RunError(f"{path} cannot be read as JSON ({error}). Remove it and rerun the step that writes it.") from None
+
+
+def append_jsonl(path: Path, record: dict[str, Any]) -> None:
+    """Appends one record as a line of JSON. Not fsynced: a log line is worth less than a step's time."""
+    with _told_in_one_line(path), Path(path).open("a", encoding="utf-8") as file:
+        file.write(json.dumps(record) + "\n")
+
+
+def read_jsonl(path: Path) -> list[dict[str, Any]]:
+    """The records of a JSON-lines file; a last line cut short by a kill is left out. [] when there is no file."""
+    if not Path(path).exists():
+        return []
+    records = []
+    for line in Path(path).read_text(encoding="utf-8").splitlines():
+        try:
+            records.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return records
+
+
+def sha256_file(path: Path) -> str:
+    """The sha256 of a file's bytes, as hexadecimal."""
+    with Path(path).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Removes the temp files that a killed run left under `folder`. Only for the owner of the run's lock."""
+    for leftover in Path(folder).rglob(f".*{_TEMP_SUFFIX}"):
+        if leftover.is_file():
+            leftover.unlink(missing_ok=True)
+
+
+@contextmanager
+def _told_in_one_line(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno == errno.ENOSPC:
+            raise RunError(
+                f"The disk is full: {path} was not written. What was complete before it is kept; "
+                "free some space and run the same command again."
+            ) from None
+        if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
+            raise RunError(f"{path} cannot be written ({error.strerror}). Choose a run directory you own.") from None
+        raise
+
+
+def _fsync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,177 @@
+"""The command line: one subcommand a verb, nothing else. Heavy imports wait until a verb is chosen.
+
+Exit codes: 0 done, 2 a mistake that one line explains, 130/143 stopped by SIGINT/SIGTERM with everything saved.
+"""
+
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+from tyro.conf import Positional, UseAppendAction, arg, subcommand
+
+from sparsight.artifact.rundir import Interrupted, RunDir, StopFlag, locked, stop_signals
+from sparsight.errors import SparsightError
+
+__all__ = ["main"]
+
+
+@dataclass(frozen=True)
+class _OnRecipe:
+    recipe: Positional[Path]
+    """A recipe, such as recipes/demo.toml."""
+    out: Path | None = None
+    """Run directory; default runs/NAME."""
+    set: UseAppendAction[Annotated[tuple[str, ...], arg(metavar="SECTION.KEY=VALUE")]] = ()
+    """Override a value of the recipe; may be repeated. SAEs by id or number: sae.ID.k=64."""
+
+
+@dataclass(frozen=True)
+class Run(_OnRecipe):
+    """Run a recipe's whole study: collect, train, evaluate, index, report. A second run goes on, or finds nothing to do."""
+
+    def __call__(self, stop: StopFlag) -> None:
+        from sparsight.recipe import load_recipe
+        from sparsight.study import run_study
+
+        run = run_study(load_recipe(self.recipe, self.set), self.out, stop=stop)
+        print(f"\n{run.report.read_text(encoding='utf-8')}\nReport: {run.report}\nLook closer: sparsight show {run.path} [LATENT]")
+
+
+@dataclass(frozen=True)
+class Plan(_OnRecipe):
+    """Print what a recipe costs in tokens, FLOPs, disk, memory and time; exit 2 when it cannot fit."""
+
+    device: str | None = None
+    """Plan for a named device, such as rtx-4090, instead of this machine."""
+
+    def __call__(self, stop: StopFlag) -> None:
+        from sparsight.plan import make_plan
+        from sparsight.recipe import load_recipe
+
+        recipe = load_recipe(self.recipe, self.set)
+        plan = make_plan(recipe, device=self.device, run_path=self.out or Path("runs") / recipe.name)
+        print(plan.render())
+        plan.check()
+
+
+@dataclass(frozen=True)
+class Collect(_OnRecipe):
+    """Collect a recipe's activations. Several processes can share the work, each with its --part."""
+
+    part: str = "0/1"
+    """RANK/WORLD: which part of the documents this process takes."""
+
+    def __call__(self, stop: StopFlag) -> None:
+        from sparsight.collect import collect_activations
+        from sparsight.lm import LanguageModel
+        from sparsight.recipe import load_recipe
+
+        rank, _, world = self.part.partition("/")
+        if not (rank.isdigit() and world.isdigit() and int(rank) < int(world)):
+            raise SparsightError(f"--part takes RANK/WORLD such as 0/4, with RANK below WORLD; not {self.part!r}.")
+        recipe = load_recipe(self.recipe, self.set)
+        run = RunDir(self.out or Path("runs") / recipe.name)
+        model = LanguageModel.load(recipe.model, hook_points=recipe.activations.hook_points)
+        part = (int(rank), int(world))
+        store = collect_activations(model, recipe.text, recipe.activations, run.activations, seed=recipe.seed, part=part)
+        print(f"{store.path}: {store.n_tokens('train'):,} training and {store.n_tokens('heldout'):,} held-out tokens.")
+
+
+@dataclass(frozen=True)
+class Evaluate:
+    """Print a run's evaluation, measuring what is not measured yet."""
+
+    run: Positional[Path]
+    """A run directory."""
+    sae: str | None = None
+    """One SAE's id; default all."""
+
+    def __call__(self, stop: StopFlag) -> None:
+        from sparsight.metrics import EvalReport
+        from sparsight.study import Study
+
+        with locked((run := RunDir.open(self.run)).path):
+            study = Study.reopen(run)
+            for sae in study.chosen(self.sae):
+                study.evaluate(sae)
+                print(f"{sae.id}\n{EvalReport.load(run.evaluation(sae.id)).text()}\n")
+
+
+@dataclass(frozen=True)
+class Index:
+    """Index a run's features where that is not done yet."""
+
+    run: Positional[Path]
+    """A run directory."""
+    sae: str | None = None
+    """One SAE's id; default all."""
+
+    def __call__(self, stop: StopFlag) -> None:
+        from sparsight.study import Study
+
+        with locked((run := RunDir.open(self.run)).path):
+            study = Study.reopen(run)
+            for sae in study.chosen(self.sae):
+                study.index(sae)
+                print(f"{run.features(sae.id)}")
+
+
+@dataclass(frozen=True)
+class Show:
+    """Show a run's features: an overview, one latent, or what your own text makes fire."""
+
+    run: Positional[Path]
+    """A run directory."""
+    latent: Positional[int | None] = None
+    """Number of a latent."""
+    text: str | None = None
+    """Your own text; lists which features fire on which token."""
+    sae: str | None = None
+    """The SAE's id; default the first."""
+
+    def __call__(self, stop: StopFlag) -> None:
+        from sparsight.study import Study
+
+        print(Study.reopen(RunDir.open(self.run)).show(self.sae, latent=self.latent, text=self.text, color=sys.stdout.isatty()))
+
+
+_COMMANDS = (Run, Plan, Collect, Evaluate, Index, Show)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Entry point of `sparsight`."""
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    logging.getLogger("sparsight").setLevel(logging.INFO)
+    command = tyro.cli(_union(), prog="sparsight", description=_DESCRIPTION, args=arguments)
+    try:
+        with stop_signals() as stop:
+            command(stop)
+    except SparsightError as error:
+        print(f"sparsight: {' '.join(str(error).split())}", file=sys.stderr)
+        sys.exit(2)
+    except Interrupted as stopped:
+        print(f"\nsparsight: stopped by {stopped}; what was done is saved. Run the same command again to go on.", file=sys.stderr)
+        sys.exit(stopped.exit_code)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)
+
+
+_DESCRIPTION = "A language model's features: collect activations, train sparse autoencoders on them, measure and look at what they found."
+
+
+def _union() -> type:
+    annotated = [Annotated[command, subcommand(command.__name__.lower())] for command in _COMMANDS]
+    union = annotated[0]
+    for command in annotated[1:]:
+        union = union | command
+    return union
+
+
+if __name__ == "__main__":
+    main()

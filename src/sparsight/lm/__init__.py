@@ -1,0 +1,31 @@
+"""Language models and the text they read: the only room that knows Transformers."""
+
+from sparsight.lm.batches import TokenBatch, make_batches
+from sparsight.lm.checkpoint import Checkpoint, resolve_checkpoint
+from sparsight.lm.config import ModelConfig, TextConfig
+from sparsight.lm.documents import Document, document_id, is_heldout, iter_documents, text_fingerprint
+from sparsight.lm.hookpoint import HookPoint
+from sparsight.lm.load import choose_device
+from sparsight.lm.model import LanguageModel
+from sparsight.lm.tokens import Piece, TextCounts, TextCursor, iter_pieces
+
+__all__ = [
+    "Checkpoint",
+    "Document",
+    "HookPoint",
+    "LanguageModel",
+    "ModelConfig",
+    "Piece",
+    "TextConfig",
+    "TextCounts",
+    "TextCursor",
+    "TokenBatch",
+    "choose_device",
+    "document_id",
+    "is_heldout",
+    "iter_documents",
+    "iter_pieces",
+    "make_batches",
+    "resolve_checkpoint",
+    "text_fingerprint",
+]

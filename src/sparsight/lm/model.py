@@ -1,0 +1,276 @@
+"""A language model to be looked into: read activations, replace them, ask what a direction writes to the vocabulary.
+
+Plain PyTorch hooks on the module that a hook point names; nothing stands between them and Transformers. Hooks live for
+one call and are gone after it, also when it raises. `read` stops the forward pass as soon as every hook point has been
+seen: what comes after costs nothing. No attention mask is passed: padding is on the right, where a causal model cannot
+see it; the self-check at load verifies just that.
+"""
+
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, cast
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from sparsight.errors import HookPointError, ModelError
+from sparsight.lm.batches import TokenBatch
+from sparsight.lm.config import ModelConfig
+from sparsight.lm.hookpoint import HookPoint, find_trunk
+from sparsight.lm.hooks import StopForward, hooked
+from sparsight.lm.load import load_model
+
+__all__ = ["LanguageModel"]
+
+_CHECK_TEXT = "The cat sat on the mat, and then it said: 3 + 4 = 7, while (x > 0) { return; } Why?"
+_CHECK_TOKENS = 24
+_LEAK_TOLERANCE = {
+    torch.float32: 1e-4,
+    torch.float16: 0.02,
+    torch.bfloat16: 0.1,
+}  # relative; other shapes round otherwise
+_FINAL_NORMS = ("norm", "ln_f", "final_layer_norm", "final_layernorm", "norm_f")
+_VOCAB_CHUNK = 16384
+
+
+class LanguageModel:
+    """A decoder-only model in evaluation mode, with its tokenizer."""
+
+    tokenizer: PreTrainedTokenizerBase
+    config: ModelConfig
+    device: torch.device
+    dtype: torch.dtype
+    vocab_size: int
+    n_layers: int
+    """Decoder blocks in memory."""
+    pad_id: int
+    """What fills rows on the right; the tokenizer's own, else its eos, else 0. No real token ever sees it."""
+    eos_id: int
+    """What stands between packed documents; 0 when the tokenizer has none."""
+    special_ids: frozenset[int]
+    """The tokenizer's special tokens."""
+    provenance: dict[str, Any]
+    """What was loaded, from where, how much of it, and what the self-check found."""
+
+    def __init__(
+        self,
+        module: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        config: ModelConfig,
+        provenance: dict[str, Any],
+    ):
+        self._module = module.eval()
+        self._widths: dict[str, int] = {}
+        self.tokenizer = tokenizer
+        self.config = config
+        self.provenance = provenance
+        embedding = _embedding(module)
+        self.device, self.dtype, self.vocab_size = embedding.device, embedding.dtype, embedding.shape[0]
+        self.n_layers = len(find_trunk(module).blocks)
+        ids = (tokenizer.pad_token_id, tokenizer.eos_token_id, 0)
+        self.eos_id = next(id for id in ids[1:] if isinstance(id, int))
+        self.pad_id = next(id for id in ids if isinstance(id, int))
+        self.special_ids = frozenset(tokenizer.all_special_ids)
+
+    @classmethod
+    def load(cls, config: ModelConfig, *, hook_points: Sequence[str] | None = None) -> "LanguageModel":
+        """Loads what reading `hook_points` takes, or with None the whole text model with its head; then checks it.
+
+        Raises ModelError when the model cannot be had or fails the self-check, HookPointError for an unknown hook
+        point.
+        """
+        points = None if hook_points is None else [HookPoint.parse(name) for name in hook_points]
+        if points == []:
+            raise HookPointError("No hook point was given. Expected at least one, such as layers.16.mlp.")
+        loaded = load_model(config, points)
+        model = cls(loaded.module, loaded.tokenizer, config, loaded.provenance)
+        model.self_check(hook_points or [])
+        return model
+
+    @classmethod
+    def from_module(
+        cls, module: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, hook_points: Sequence[str] = ()
+    ) -> "LanguageModel":
+        """A model that is already in memory, of any of Transformers' classes; the given hook points are checked."""
+        embedding = _embedding(module)
+        dtype = str(embedding.dtype).removeprefix("torch.")
+        config = ModelConfig(id=type(module).__name__, dtype=dtype, device=str(embedding.device))
+        model = cls(module, tokenizer, config, {"id": config.id, "class": config.id, "dtype": dtype})
+        model.self_check(hook_points)
+        return model
+
+    def width(self, hook_point: str) -> int:
+        """Numbers in one activation at the hook point."""
+        if hook_point not in self._widths:
+            self.self_check([hook_point])
+        return self._widths[hook_point]
+
+    def read(self, batch: TokenBatch, hook_points: Sequence[str]) -> dict[str, Float[Tensor, "rows positions d"]]:
+        """Activations at the hook points, in the model's dtype on its device. The forward pass stops at the deepest.
+
+        Rows at padding are there too; `batch.mask` tells them apart. Raises HookPointError for an unknown hook point.
+        """
+        return self._read(batch.input_ids, hook_points)
+
+    def logits(
+        self, batch: TokenBatch, *, replace: Mapping[str, Callable[[Tensor], Tensor]] | None = None
+    ) -> Float[Tensor, "rows positions vocab"]:
+        """Next-token logits, with the activation at each hook point of `replace` replaced by what its function returns.
+
+        A function gets and returns [rows, positions, d], in the model's dtype; what comes before its hook point stays
+        as it was. Raises ModelError on a truncated model, or when a function returns another shape.
+        """
+        self._require_head()
+        with (
+            torch.inference_mode(),
+            hooked(self._module, {name: _replacer(name, edit) for name, edit in (replace or {}).items()}),
+        ):
+            return self._forward(batch.input_ids).logits
+
+    @torch.inference_mode()
+    def unembed(self, directions: Float[Tensor, "n d"]) -> Float[Tensor, "n vocab"]:
+        """The logits that residual-stream vectors would give, through the model's own final norm and head, in float32.
+
+        Raises ModelError on a truncated model, or when the vectors are not as wide as the residual stream.
+        """
+        self._require_head()
+        trunk = find_trunk(self._module).module
+        norm = next((getattr(trunk, name) for name in _FINAL_NORMS if hasattr(trunk, name)), None)
+        if norm is None:
+            raise ModelError(
+                f"{type(trunk).__name__} has no final norm under {', '.join(_FINAL_NORMS)}; unembed needs one."
+            )
+        head = cast(nn.Linear, self._module.get_output_embeddings())
+        if directions.ndim != 2 or directions.shape[1] != head.weight.shape[1]:
+            raise ModelError(f"unembed got shape {tuple(directions.shape)}. Expected [n, {head.weight.shape[1]}].")
+        normed = copy.deepcopy(norm).float()(directions.to(self.device, torch.float32))
+        chunks = [
+            normed @ weight.float().T for weight in head.weight.split(_VOCAB_CHUNK)
+        ]  # a float32 head is gigabytes
+        return self._scaled(torch.cat(chunks, dim=1) + (0.0 if head.bias is None else head.bias.float()))
+
+    def self_check(self, hook_points: Sequence[str]) -> None:
+        """Raises ModelError naming the hook point unless each is finite, of the expected shape, and fires once a pass.
+
+        Also unless a second pass gives the same, text further right changes nothing, `unembed` agrees with a head.
+        """
+        token_ids = self.tokenizer(_CHECK_TEXT, add_special_tokens=False)["input_ids"][:_CHECK_TOKENS]
+        if not token_ids:
+            raise ModelError(f"The tokenizer of {self.config.id} gives no tokens for plain text.")
+        ids = torch.tensor([token_ids])
+        beside = torch.cat([torch.cat([ids, ids], dim=1), torch.cat([ids.flip(1), ids], dim=1)])
+        for name in hook_points:
+            self._widths[name] = self._checked_width(name, ids)
+        if hook_points:
+            first, second, wide = (self._read(rows, hook_points) for rows in (ids, ids, beside))
+            for name in hook_points:
+                _check_equal(name, first[name], second[name], wide[name][:1, : ids.shape[1]])
+        if self._has_head():
+            self._check_unembed(ids)
+        self.provenance["self_check"] = {"hook_points": sorted(self._widths), "tokens": len(token_ids), "passed": True}
+
+    def _read(self, input_ids: Tensor, hook_points: Sequence[str]) -> dict[str, Tensor]:
+        found: dict[str, Tensor] = {}
+
+        def reader(name: str) -> Callable[[Tensor], None]:
+            def take(value: Tensor) -> None:
+                found[name] = value
+                if len(found) == len(wanted):
+                    raise StopForward
+
+            return take
+
+        wanted = {name: reader(name) for name in hook_points}
+        with torch.inference_mode(), hooked(self._module, wanted):
+            try:
+                self._forward(input_ids)
+            except StopForward:
+                return {name: found[name] for name in hook_points}
+        silent = ", ".join(name for name in hook_points if name not in found)
+        raise ModelError(f"{silent} never fires in a forward pass on text. Choose a module that the model calls.")
+
+    def _forward(self, input_ids: Tensor) -> Any:
+        return self._module(input_ids=input_ids.to(self.device, non_blocking=True), use_cache=False)
+
+    def _checked_width(self, name: str, ids: Tensor) -> int:
+        values: list[Tensor] = []
+        with torch.inference_mode(), hooked(self._module, {name: values.append}):
+            self._forward(ids)
+        if len(values) != 1:
+            raise ModelError(
+                f"{name} fires {len(values)} times in a forward pass. Expected once: choose another module."
+            )
+        value = values[0]
+        hidden = self._module.config.get_text_config().hidden_size
+        is_residual = HookPoint.parse(name).layer is not None and not HookPoint.parse(name).module
+        shape = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+        if not isinstance(value, Tensor) or value.ndim != 3 or value.shape[:2] != ids.shape:
+            raise ModelError(f"{name} gives {shape}. Expected one vector a token: [1, {ids.shape[1]}, width].")
+        if is_residual and value.shape[2] != hidden:
+            raise ModelError(f"{name} gives {shape}. Expected the residual stream's width {hidden}.")
+        if not value.isfinite().all():
+            raise ModelError(f"{name} gives NaN or infinity on plain text in {self.dtype}. Try model.dtype = float32.")
+        return value.shape[2]
+
+    def _check_unembed(self, ids: Tensor) -> None:
+        trunk = find_trunk(self._module)
+        last: list[Tensor] = []
+        with torch.inference_mode(), hooked(self._module, {f"layers.{self.n_layers - 1}": last.append}):
+            logits = self._forward(ids).logits[0].float()
+        difference = _relative(self.unembed(last[0][0]), logits)
+        if not difference <= _LEAK_TOLERANCE[self.dtype]:
+            raise ModelError(
+                f"Final norm and head of {type(trunk.module).__name__} do not give the model's own logits (relative "
+                f"difference {difference:.2g}). This architecture scales its logits in a way that is not known here."
+            )
+
+    def _has_head(self) -> bool:
+        return self._module.get_output_embeddings() is not None
+
+    def _require_head(self) -> None:
+        if not self._has_head():
+            raise ModelError(
+                f"{self.config.id} was loaded without its head, up to layer {self.n_layers - 1}. "
+                "Load it with hook_points=None."
+            )
+
+    def _scaled(self, logits: Tensor) -> Tensor:
+        """What some architectures do after the head: Gemma caps, Cohere multiplies, Granite divides."""
+        text_config = self._module.config.get_text_config()
+        logits = logits * (getattr(text_config, "logit_scale", None) or 1.0)
+        logits = logits / (getattr(text_config, "logits_scaling", None) or 1.0)
+        cap = getattr(text_config, "final_logit_softcapping", None)
+        return cap * torch.tanh(logits / cap) if cap else logits
+
+
+def _embedding(module: PreTrainedModel) -> Float[Tensor, "vocab d"]:
+    return cast(nn.Embedding, module.get_input_embeddings()).weight
+
+
+def _replacer(name: str, edit: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    def replace(value: Tensor) -> Tensor:
+        replaced = edit(value)
+        if replaced.shape != value.shape:
+            raise ModelError(
+                f"The replacement at {name} has shape {tuple(replaced.shape)}. Expected {tuple(value.shape)}."
+            )
+        return replaced.to(value.dtype)
+
+    return replace
+
+
+def _check_equal(name: str, first: Tensor, second: Tensor, beside_other_text: Tensor) -> None:
+    if not torch.equal(first, second):
+        raise ModelError(f"{name} differs between two passes over the same tokens. Expected a deterministic model.")
+    difference = _relative(beside_other_text, first)
+    if not difference <= _LEAK_TOLERANCE[first.dtype]:
+        raise ModelError(
+            f"{name} changes by {difference:.2g} (relative) when other text stands to the right or in another row. "
+            "Expected a causal model."
+        )
+
+
+def _relative(value: Tensor, reference: Tensor) -> float:
+    return float((value.float() - reference.float()).norm() / reference.float().norm())

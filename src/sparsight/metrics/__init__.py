@@ -1,0 +1,50 @@
+"""Metrics: one definition each, every number with its n, its interval over documents, and its baseline."""
+
+from sparsight.metrics.baselines import LinearBaseline, LinearFit
+from sparsight.metrics.classes import CLASS_NAMES, TokenClasses
+from sparsight.metrics.comparison import compare_methods, method_reports
+from sparsight.metrics.config import EvaluateConfig
+from sparsight.metrics.downstream import recovered_share, token_cross_entropy, token_kl
+from sparsight.metrics.fitting import TrainFit, fit_on_train
+from sparsight.metrics.intervals import DocumentSums, Estimate, ResampledSums, document_bootstrap
+from sparsight.metrics.reconstruction import ReconstructionSums, cosine, fvu
+from sparsight.metrics.report import METRICS, EvalReport, MethodReport, Verdict
+from sparsight.metrics.sparsity import DensityHistogram, LatentCounts, l0
+from sparsight.metrics.splicing import DownstreamSums, SpliceText, flat_tokens, kept_tokens, measure_downstream
+from sparsight.metrics.tables import report_markdown, report_text
+
+__all__ = [
+    "CLASS_NAMES",
+    "METRICS",
+    "DensityHistogram",
+    "DocumentSums",
+    "DownstreamSums",
+    "Estimate",
+    "EvalReport",
+    "EvaluateConfig",
+    "LatentCounts",
+    "LinearBaseline",
+    "LinearFit",
+    "MethodReport",
+    "ReconstructionSums",
+    "ResampledSums",
+    "SpliceText",
+    "TokenClasses",
+    "TrainFit",
+    "Verdict",
+    "compare_methods",
+    "cosine",
+    "document_bootstrap",
+    "fit_on_train",
+    "flat_tokens",
+    "fvu",
+    "kept_tokens",
+    "l0",
+    "measure_downstream",
+    "method_reports",
+    "recovered_share",
+    "report_markdown",
+    "report_text",
+    "token_cross_entropy",
+    "token_kl",
+]

@@ -1,0 +1,168 @@
+"""EvalReport: what an evaluation found, as one tree of dataclasses that becomes evaluation.json.
+
+    {"format": "sparsight.evaluation", "version": 1,
+     "subject":     {...}    architecture, n_latents, d_in, d_out, hook_point, target_hook_point, pca_components
+     "measured_on": {...}    tokens and documents of each part; positions replaced and kept; train tokens of the fits
+     "config":      {...}    EvaluateConfig
+     "methods":     [{"name": sae | pca | untrained | clean | zero | mean, "label": for people,
+                      "metrics": {METRIC: estimate}, "by_class": {CLASS: {METRIC: estimate}},
+                      "density": null | {log10_edges, n_latents, n_dead, n_tokens}}]
+     "verdicts":    [{"baseline", "metric", "outcome": better | worse | no difference found, "difference": estimate}]
+     "notes":       [...]}   what was not measured, and why
+
+    estimate = {"value", "low", "high", "n_tokens", "n_documents"}: a ratio of sums over tokens with the 95 % interval
+               of resampled documents; null where it has no meaning
+    METRIC = fvu, cosine, l0, dead_share, ce, kl (nats per token), recovered_zero, recovered_mean
+    CLASS  = first, frequent, middle, rare (see classes.py)
+
+A verdict's difference is (baseline - SAE) for fvu, ce and kl, so that positive is in the SAE's favour; it is
+resampled in pairs. It is "better" or "worse" only when its interval excludes zero.
+"""
+
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from sparsight.artifact import read_json, write_json
+from sparsight.errors import RunError
+from sparsight.metrics.intervals import Estimate
+from sparsight.metrics.sparsity import DensityHistogram
+
+__all__ = ["METRICS", "EvalReport", "MethodReport", "Verdict"]
+
+FORMAT = "sparsight.evaluation"
+VERSION = 1
+METRICS = ("fvu", "cosine", "l0", "dead_share", "ce", "kl", "recovered_zero", "recovered_mean")
+
+
+@dataclass(frozen=True, kw_only=True)
+class MethodReport:
+    """One row of the tables: the SAE, a baseline, the untouched model or an ablation."""
+
+    name: str
+    """sae, pca, untrained, clean, zero or mean."""
+    label: str
+    """The name for people, such as `PCA, k = 32`."""
+    metrics: dict[str, Estimate]
+    """By METRICS; a metric that does not apply is absent."""
+    by_class: dict[str, dict[str, Estimate]] = field(default_factory=dict)
+    """The same metrics by class of token."""
+    density: DensityHistogram | None = None
+    """Of dictionaries only."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verdict:
+    """Whether the SAE beats a baseline by one metric."""
+
+    baseline: str
+    """Name of the method it is compared with."""
+    metric: str
+    """fvu, ce or kl."""
+    difference: Estimate
+    """Baseline minus SAE, in the metric's unit; positive is in the SAE's favour."""
+
+    @property
+    def outcome(self) -> str:
+        """better | worse | no difference found"""
+        low, high = self.difference.low, self.difference.high
+        if low is None or high is None or low <= 0 <= high:
+            return "no difference found"
+        return "better" if low > 0 else "worse"
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvalReport:
+    """Everything an evaluation found."""
+
+    subject: dict[str, Any]
+    """What was measured."""
+    measured_on: dict[str, Any]
+    """How much text each part was measured on."""
+    config: dict[str, Any]
+    """EvaluateConfig as a dict."""
+    methods: tuple[MethodReport, ...]
+    """The SAE first."""
+    verdicts: tuple[Verdict, ...]
+    """The SAE against each baseline."""
+    notes: tuple[str, ...]
+    """What was not measured, or needs saying."""
+
+    def method(self, name: str) -> MethodReport:
+        """One method's row. Raises RunError when it was not measured."""
+        for method in self.methods:
+            if method.name == name:
+                return method
+        names = ", ".join(method.name for method in self.methods)
+        raise RunError(f"The evaluation has no method {name!r}; it measured {names}.")
+
+    def value(self, metric: str, method: str = "sae") -> float | None:
+        """One number; None where it was not measured or has no meaning."""
+        estimate = self.method(method).metrics.get(metric)
+        return None if estimate is None else estimate.value
+
+    def to_json(self) -> dict[str, Any]:
+        body = asdict(self)
+        for verdict, written in zip(self.verdicts, body["verdicts"], strict=True):
+            written["outcome"] = verdict.outcome
+        return {"format": FORMAT, "version": VERSION, **body}
+
+    def text(self) -> str:
+        """The report for a terminal; see tables.py."""
+        from sparsight.metrics.tables import report_text
+
+        return report_text(self)
+
+    def markdown(self) -> str:
+        """The report as Markdown; see tables.py."""
+        from sparsight.metrics.tables import report_markdown
+
+        return report_markdown(self)
+
+    def save(self, path: str | Path) -> None:
+        """Write evaluation.json, atomically."""
+        write_json(Path(path), self.to_json())
+
+    @classmethod
+    def load(cls, path: str | Path) -> "EvalReport":
+        """Read evaluation.json. Raises RunError when it is not one."""
+        path = Path(path)
+        body = read_json(path)
+        if not isinstance(body, dict) or body.get("format") != FORMAT or body.get("version") != VERSION:
+            raise RunError(f"`{path}` is not an evaluation of version {VERSION}. Rerun `sparsight evaluate`.")
+        try:
+            return cls(
+                subject=body["subject"],
+                measured_on=body["measured_on"],
+                config=body["config"],
+                methods=tuple(_method(method) for method in body["methods"]),
+                verdicts=tuple(
+                    Verdict(baseline=v["baseline"], metric=v["metric"], difference=Estimate(**v["difference"]))
+                    for v in body["verdicts"]
+                ),
+                notes=tuple(body["notes"]),
+            )
+        except (KeyError, TypeError) as error:
+            raise RunError(f"`{path}` lacks or garbles {error}. Rerun `sparsight evaluate`.") from None
+
+
+def _method(body: dict[str, Any]) -> MethodReport:
+    density = body["density"]
+    if density is not None:
+        density = DensityHistogram(
+            log10_edges=tuple(density["log10_edges"]),
+            n_latents=tuple(density["n_latents"]),
+            n_dead=density["n_dead"],
+            n_tokens=density["n_tokens"],
+        )
+    return MethodReport(
+        name=body["name"],
+        label=body["label"],
+        metrics=_estimates(body["metrics"]),
+        by_class={name: _estimates(metrics) for name, metrics in body["by_class"].items()},
+        density=density,
+    )
+
+
+def _estimates(body: dict[str, Any]) -> dict[str, Estimate]:
+    return {metric: Estimate(**estimate) for metric, estimate in body.items()}

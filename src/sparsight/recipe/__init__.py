@@ -1,0 +1,6 @@
+"""Recipes: a study as data, read strictly from TOML."""
+
+from sparsight.recipe.schema import SCHEMA_VERSION, Recipe, TrainConfig
+from sparsight.recipe.toml import changed_keys, dump_recipe, load_recipe, parse_recipe
+
+__all__ = ["SCHEMA_VERSION", "Recipe", "TrainConfig", "changed_keys", "dump_recipe", "load_recipe", "parse_recipe"]

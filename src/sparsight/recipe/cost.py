@@ -1,0 +1,266 @@
+"""What a recipe costs in FLOPs and bytes, from arithmetic alone. d: width, F: latents, n: tokens in a step.
+
+    forward       ModelGeometry.forward_flops a token, and 3 % padding (rows are bucketed by length)
+    SAE step      encode, decode, and the gradients of z, W_enc and W_dec: 10 d F FLOPs a token. gated decodes twice:
+                  4 d F more. AuxK decodes dead latents: 6 d F more on CUDA (a masked dense product), next to nothing
+                  on a CPU (the dead columns alone). On a CPU topk gathers its decoder rows: 2 d F less. If all but the
+                  encoder were sparse, 2 d F + 8 d k would do; dense products are faster than that (sae/products.py).
+    Adam          28 bytes moved a parameter and step, and 12 for decoder norms and compute copies: bound by bandwidth
+    SAE state     16 bytes a parameter (float32 master, two moments, gradient), 2 more with bfloat16 products
+    one step      8 buffers [n, F] in the compute dtype (pre-activations, latents, AuxK's two, a gradient of each) and 6
+                  [n, d] in float32
+    one forward   a token: residual, norm, queries, output (4 d), hook points, three of the widest inner activation
+    evaluate      the whole model; three sets of logits and float32 logits of 128 rows four times; two float32 SAEs;
+                  three [n, F]; four d x d in float64 for PCA. Six forwards a downstream token.
+    store         a token: sum over hook points of d * bytes, 20 bytes of ids, 4 of text
+    checkpoint    12 bytes a parameter, two of them for the moment between writing one and removing the last
+    features      12 bytes an activation, twice while they are sorted; where no k says how many there are, nobody knows
+                  before training, and a tenth of the latents are taken to fire
+
+The cut model is taken to be gone when the whole one is loaded. Left out: fetching and loading weights, tokenising,
+self-checks, PCA's eigenvectors (a minute at d = 4096 on a CPU). On a CPU, device memory is the host's.
+"""
+
+from dataclasses import dataclass
+
+from sparsight.lm import ModelConfig
+from sparsight.lm.geometry import ModelGeometry
+from sparsight.recipe.schema import Recipe
+from sparsight.sae import SAEConfig
+
+__all__ = ["Cost", "SAECost", "Work", "recipe_cost"]
+
+DTYPE_BYTES = {"bfloat16": 2, "float16": 2, "float32": 4, "int8": 1}
+_PADDING = 1.03
+_ID_BYTES, _TEXT_BYTES, _SCALE_BYTES = 20, 4, 4
+_FORWARDS_EVALUATED = 6
+_UNKNOWN_L0_SHARE = 0.1
+_PROGRAM_BYTES = 1e9  # Python, torch and Transformers in memory: 0.6-0.9 GB seen
+
+Work = dict[str, float]
+"""dtype -> FLOPs; "bytes" -> bytes moved in memory; "disk" -> bytes written."""
+Stages = dict[str, dict[str, float]]
+"""Stage of a study -> what lies in a memory -> bytes."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SAECost:
+    """One SAE. FLOPs are per token of training."""
+
+    id: str
+    parameters: int
+    precision: str
+    flops_dense: float
+    """If every product were dense: the worst case."""
+    flops_done: float
+    """What this package computes on this kind of device."""
+    flops_least: float
+    """What a fully sparse step would need; equals dense where sparsity is not known beforehand."""
+    flops_inference: float
+    """Encode and decode once."""
+    state_bytes: float
+    """Master weights, Adam's moments, gradients, copies in the compute dtype."""
+    step_bytes: float
+    """Rows of one step and what is computed from them."""
+    l0: float
+    """Active latents per token, assumed where there is no k."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cost:
+    """A whole recipe."""
+
+    saes: tuple[SAECost, ...]
+    forward_flops: float
+    """Per token, cut model."""
+    work: dict[str, Work]
+    """Stage -> what it computes and moves."""
+    disk: dict[str, float]
+    """Part of the run directory -> bytes."""
+    device: Stages
+    """Device memory."""
+    host: Stages
+    """Host memory beside a GPU; empty on a CPU, where it is the device's."""
+
+    def peak(self, place: str) -> tuple[str, float]:
+        """The stage that needs most of `device` or `host`, and its bytes; ("", 0) when there is none."""
+        stages = {stage: sum(parts.values()) for stage, parts in getattr(self, place).items()}
+        stage = max(stages, key=lambda name: stages[name], default="")
+        return stage, stages.get(stage, 0.0)
+
+
+def recipe_cost(recipe: Recipe, geometry: ModelGeometry, kind: str) -> Cost:
+    """The cost of a recipe on a `kind` of device, cuda or cpu."""
+    saes = tuple(_sae_cost(sae, recipe, geometry, kind) for sae in recipe.sae)
+    return Cost(
+        saes=saes,
+        forward_flops=geometry.forward_flops(recipe.text.context_tokens),
+        work=_work(recipe, geometry, saes),
+        disk=_disk(recipe, geometry, saes),
+        device=_device_memory(recipe, geometry, saes, kind),
+        host=_host_memory(recipe, geometry) if kind == "cuda" else {},
+    )
+
+
+def _sae_widths(sae: SAEConfig, geometry: ModelGeometry) -> tuple[int, int]:
+    return geometry.widths[sae.hook_point], geometry.widths[sae.target_hook_point or sae.hook_point]
+
+
+def _sae_cost(sae: SAEConfig, recipe: Recipe, geometry: ModelGeometry, kind: str) -> SAECost:
+    d_in, d_out = _sae_widths(sae, geometry)
+    n_latents, n = sae.n_latents, recipe.train.batch_tokens
+    dense = 4.0 * d_in * n_latents + 6.0 * d_out * n_latents
+    if sae.architecture == "gated":
+        dense += 4.0 * d_out * n_latents
+    done, least = dense, dense
+    if sae.selects_k:
+        least = 2.0 * d_in * n_latents + 2.0 * d_in * sae.k + 6.0 * d_out * sae.k
+        auxk = 6.0 * d_out * n_latents if sae.auxk_coefficient else 0.0
+        dense, done = dense + auxk, dense + (auxk if kind == "cuda" else 0.0)
+    if sae.architecture == "topk" and kind == "cpu":
+        done -= 2.0 * d_out * (n_latents - sae.k)
+    parameters = (d_in + d_out) * n_latents + n_latents + d_out
+    width = DTYPE_BYTES[sae.precision]
+    return SAECost(
+        id=sae.id,
+        parameters=parameters,
+        precision=sae.precision,
+        flops_dense=dense,
+        flops_done=done,
+        flops_least=least,
+        flops_inference=2.0 * (d_in + d_out) * n_latents,
+        state_bytes=parameters * (16 + (2 if sae.precision == "bfloat16" else 0)),
+        step_bytes=n * (8.0 * n_latents * width + 6 * 4 * max(d_in, d_out)),
+        l0=sae.k if sae.selects_k else _UNKNOWN_L0_SHARE * n_latents,
+    )
+
+
+def _work(recipe: Recipe, geometry: ModelGeometry, saes: tuple[SAECost, ...]) -> dict[str, Work]:
+    text, capture, train, evaluate = recipe.text, recipe.activations, recipe.train, recipe.evaluate
+    n_train, heldout = capture.n_tokens, capture.heldout_tokens
+    forward = geometry.forward_flops(text.context_tokens) * _PADDING
+    model = recipe.model.dtype
+    training: Work = {}
+    for sae in saes:
+        _add(training, sae.precision, sae.flops_done * n_train * train.epochs)
+        _add(training, "bytes", 40.0 * sae.parameters * (n_train * train.epochs // train.batch_tokens))
+    n_collected = n_train + heldout
+    if capture.mode == "stream":
+        n_collected = heldout
+        _add(training, model, forward * n_train)
+    whole = geometry.forward_flops(text.context_tokens, whole=True)
+    measured = min(evaluate.heldout_tokens or heldout, heldout)
+    indexed = min(recipe.index.heldout_tokens or heldout, heldout)
+    evaluation: Work = {}
+    index: Work = {}
+    for cost, sae in zip(saes, recipe.sae, strict=True):
+        d_in, d_out = _sae_widths(sae, geometry)
+        _add(evaluation, model, _FORWARDS_EVALUATED * min(evaluate.downstream_tokens, heldout) * whole)
+        fit = min(evaluate.pca_fit_tokens, n_train if capture.mode == "store" else 0)
+        per_fitted = 2 * d_in * d_out + cost.flops_inference / 2
+        _add(evaluation, "float32", 2 * measured * cost.flops_inference + fit * per_fitted)
+        _add(index, "float32", 2.0 * indexed * d_in * sae.n_latents + 2.0 * sae.n_latents * d_out * geometry.vocab_size)
+    collect = {model: forward * n_collected, "disk": n_collected * _token_bytes(recipe, geometry)}
+    return {"collect": collect, "train": training, "evaluate": evaluation, "index": index}
+
+
+def _add(work: Work, key: str, amount: float) -> None:
+    work[key] = work.get(key, 0.0) + amount
+
+
+def _token_bytes(recipe: Recipe, geometry: ModelGeometry) -> float:
+    capture = recipe.activations
+    scale = _SCALE_BYTES if capture.dtype == "int8" else 0
+    rows = sum(geometry.widths[name] * DTYPE_BYTES[capture.dtype] + scale for name in capture.hook_points)
+    return rows + _ID_BYTES + _TEXT_BYTES
+
+
+def _disk(recipe: Recipe, geometry: ModelGeometry, saes: tuple[SAECost, ...]) -> dict[str, float]:
+    capture, each = recipe.activations, _token_bytes(recipe, geometry)
+    heldout = min(recipe.index.heldout_tokens or capture.heldout_tokens, capture.heldout_tokens)
+    return {
+        "activations": each * ((capture.n_tokens if capture.mode == "store" else 0) + capture.heldout_tokens),
+        "saes": sum(4.0 * sae.parameters for sae in saes),
+        "checkpoints": sum(2 * 12.0 * sae.parameters for sae in saes),
+        "features": sum(2 * 12.0 * heldout * sae.l0 for sae in saes),
+    }
+
+
+def _model_bytes(model: ModelConfig, parameters: int) -> float:
+    return float(parameters * DTYPE_BYTES[model.dtype])
+
+
+def _forward_bytes(recipe: Recipe, geometry: ModelGeometry, n_tokens: int, n_hook_points: int) -> float:
+    numbers = (4 + n_hook_points) * geometry.d_model + 3 * geometry.widest
+    return float(n_tokens * numbers * DTYPE_BYTES[recipe.model.dtype])
+
+
+def _window_bytes(recipe: Recipe, geometry: ModelGeometry, dtype: str) -> float:
+    rows = recipe.activations.window_tokens + recipe.text.context_tokens
+    return float(rows * sum(geometry.widths[name] for name in recipe.activations.hook_points) * DTYPE_BYTES[dtype])
+
+
+def _read_dtype(recipe: Recipe) -> str:
+    """Rows of an int8 store are handed out in float32."""
+    return "float32" if recipe.activations.dtype == "int8" else recipe.activations.dtype
+
+
+def _device_memory(recipe: Recipe, geometry: ModelGeometry, saes: tuple[SAECost, ...], kind: str) -> Stages:
+    n_hook_points = len(recipe.activations.hook_points)
+    cut = {
+        "cut model": _model_bytes(recipe.model, geometry.parameters_read),
+        "one forward": _forward_bytes(recipe, geometry, recipe.text.batch_tokens, n_hook_points),
+    }
+    window = _window_bytes(recipe, geometry, recipe.model.dtype)
+    collect, train = dict(cut), {}
+    if recipe.activations.mode == "stream":
+        train = cut | {"ring of two windows": 2 * window}
+    elif kind == "cpu":
+        train = {"two windows": 2 * _window_bytes(recipe, geometry, _read_dtype(recipe))}
+    train |= {"SAEs": sum(sae.state_bytes for sae in saes), "one step": max(sae.step_bytes for sae in saes)}
+    stages = {"collect": collect, "train": train, **_inspection_memory(recipe, geometry)}
+    if kind == "cpu":
+        collect["a window"] = window
+        for parts in stages.values():
+            parts["program"] = _PROGRAM_BYTES
+    return stages
+
+
+def _inspection_memory(recipe: Recipe, geometry: ModelGeometry) -> Stages:
+    """Evaluate and index: the whole model, one SAE at a time."""
+    evaluate, vocabulary = recipe.evaluate, geometry.vocab_size
+    whole = _model_bytes(recipe.model, geometry.parameters)
+    forward = _forward_bytes(recipe, geometry, evaluate.forward_tokens, 1)
+    logits = 3 * evaluate.forward_tokens * vocabulary * DTYPE_BYTES[recipe.model.dtype] + 4 * 128 * vocabulary * 4
+    widest = max(recipe.sae, key=lambda sae: sae.n_latents * sum(_sae_widths(sae, geometry)))
+    d_in, d_out = _sae_widths(widest, geometry)
+    weights = 4.0 * widest.n_latents * (d_in + d_out)
+    latents = 4.0 * widest.n_latents
+    return {
+        "evaluate": {
+            "whole model": whole,
+            "one forward": forward,
+            "logits": float(logits if evaluate.downstream_tokens else 0),
+            "SAE and untrained SAE": 2 * weights,
+            "latents": 3 * evaluate.batch_tokens * latents,
+            "PCA": 4 * 8.0 * max(d_in, d_out) ** 2,
+        },
+        "index": {
+            "whole model": whole,
+            "logit weights": 3 * 128.0 * vocabulary * 4,
+            "SAE": weights,
+            "latents": 3 * recipe.index.batch_tokens * latents,
+        },
+    }
+
+
+def _host_memory(recipe: Recipe, geometry: ModelGeometry) -> Stages:
+    """Beside a GPU: weights pass through the host when loaded, and a store's windows are written and read there."""
+    window = _window_bytes(recipe, geometry, recipe.model.dtype)
+    cut = {"program": _PROGRAM_BYTES, "cut model while loading": _model_bytes(recipe.model, geometry.parameters_read)}
+    whole = {"program": _PROGRAM_BYTES, "whole model while loading": _model_bytes(recipe.model, geometry.parameters)}
+    if recipe.activations.mode == "stream":
+        return {"collect": cut | {"a window": window}, "train": cut, "evaluate": whole}
+    read = 2 * _window_bytes(recipe, geometry, _read_dtype(recipe))
+    train = {"program": _PROGRAM_BYTES, "two windows": read}
+    return {"collect": cut | {"a window": window}, "train": train, "evaluate": whole}

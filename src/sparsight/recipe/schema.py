@@ -1,0 +1,93 @@
+"""Recipe: everything one study is made of, as frozen dataclasses. Its sections are the options of the rooms they name.
+
+    schema = 1
+    name = "demo"
+    [model] [text] [activations] [train] [[sae]] ... [evaluate] [index]
+
+A value stands in one place: what a room needs is in the room's own dataclass (`lm.ModelConfig`, `sae.SAEConfig`, ...), with its unit.
+"""
+
+from dataclasses import dataclass, replace
+
+from sparsight.activations import CaptureConfig
+from sparsight.errors import RecipeError
+from sparsight.features import IndexConfig
+from sparsight.lm import ModelConfig, TextConfig
+from sparsight.metrics import EvaluateConfig
+from sparsight.sae import SAEConfig
+
+__all__ = ["SCHEMA_VERSION", "Recipe", "TrainConfig"]
+
+SCHEMA_VERSION = 1
+LOGGERS = ("tensorboard", "wandb")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """The `[train]` section: what all SAEs of a run share."""
+
+    batch_tokens: int = 1024
+    """Rows in one optimiser step."""
+    epochs: int = 1
+    """Passes over the training rows; more than one needs a store."""
+    checkpoint_every_steps: int = 500
+    """Steps between checkpoints: the most that a kill can cost."""
+    log_every_steps: int = 20
+    """Steps between lines of training.jsonl; each line waits for the device once."""
+    loggers: tuple[str, ...] = ()
+    """Also send metrics to: tensorboard | wandb. A logger that fails is dropped, loudly; training goes on."""
+
+    def __post_init__(self) -> None:
+        for name in ("batch_tokens", "epochs", "checkpoint_every_steps", "log_every_steps"):
+            if getattr(self, name) < 1:
+                raise RecipeError(f"train.{name} is {getattr(self, name)}; it must be at least 1.")
+        for name in self.loggers:
+            if name not in LOGGERS:
+                raise RecipeError(f"train.loggers names {name!r}; there are {' and '.join(LOGGERS)}.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """One study."""
+
+    schema: int
+    """Version of this layout; files of another version are refused."""
+    name: str
+    """Also the run directory's name, runs/NAME, unless --out says otherwise."""
+    seed: int = 0
+    """Seeds the order of rows; each SAE has a seed of its own besides."""
+    model: ModelConfig
+    text: TextConfig
+    activations: CaptureConfig
+    train: TrainConfig = TrainConfig()
+    sae: tuple[SAEConfig, ...]
+    evaluate: EvaluateConfig = EvaluateConfig()
+    index: IndexConfig = IndexConfig()
+
+    def __post_init__(self) -> None:
+        if self.schema != SCHEMA_VERSION:
+            raise RecipeError(f"The recipe has schema = {self.schema}; this version of Sparsight reads schema = {SCHEMA_VERSION}.")
+        if not self.name or "/" in self.name or self.name.startswith("."):
+            raise RecipeError(f"name = {self.name!r} cannot name a directory; use letters, digits, dots and dashes.")
+        if not self.sae:
+            raise RecipeError("The recipe has no [[sae]] section: name at least one SAE to train.")
+        if self.activations.mode == "stream" and self.train.epochs > 1:
+            raise RecipeError(
+                f"train.epochs = {self.train.epochs} needs activations.mode = \"store\": a live stream passes once."
+            )
+        object.__setattr__(self, "sae", tuple(self._with_hook_points(sae) for sae in self.sae))
+        ids = [sae.id for sae in self.sae]
+        if len(set(ids)) < len(ids):
+            raise RecipeError(f"Two [[sae]] sections share an id: {', '.join(ids)}.")
+
+    def _with_hook_points(self, sae: SAEConfig) -> SAEConfig:
+        """The SAE with its hook points spelled out; they must be among those captured."""
+        hook_point = sae.hook_point or self.activations.hook_points[0]
+        target = "" if sae.target_hook_point == hook_point else sae.target_hook_point
+        for name in (hook_point, *filter(None, [target])):
+            if name not in self.activations.hook_points:
+                raise RecipeError(
+                    f"SAE {sae.id} uses hook point {name}, which activations.hook_points lacks "
+                    f"({', '.join(self.activations.hook_points)}). Add it there."
+                )
+        return replace(sae, hook_point=hook_point, target_hook_point=target)

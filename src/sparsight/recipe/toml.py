@@ -1,0 +1,154 @@
+"""Recipes as TOML: strict reading with did-you-mean, `--set section.key=value`, and writing back what was resolved.
+
+An unknown key, a value of another type, or a missing section is an error that names the key and the nearest one there is. `[[sae]]` entries
+are addressed by id or number: `sae.topk-8x.k=64`, `sae.0.k=64`.
+"""
+
+import difflib
+import json
+import tomllib
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from dataclasses import MISSING, fields, is_dataclass
+from pathlib import Path
+from typing import Any
+
+from sparsight.errors import RecipeError
+from sparsight.recipe.schema import Recipe
+
+__all__ = ["changed_keys", "dump_recipe", "load_recipe", "parse_recipe"]
+
+
+def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+    """The recipe in a TOML file, with `section.key=value` overrides. Raises RecipeError in one line."""
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except OSError as error:
+        raise RecipeError(f"Recipe {path} cannot be read ({error.strerror}).") from None
+    return parse_recipe(text, overrides, source=str(path))
+
+
+def parse_recipe(text: str, overrides: Sequence[str] = (), *, source: str = "recipe") -> Recipe:
+    """The recipe in a TOML text. Raises RecipeError in one line."""
+    try:
+        values = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise RecipeError(f"{source} is not TOML: {error}.") from None
+    for override in overrides:
+        _apply(values, override)
+    return _build(Recipe, values, "")
+
+
+def dump_recipe(recipe: Recipe) -> str:
+    """The recipe as TOML, every key spelled out, so that later changes of defaults leave it as it was."""
+    plain, tables, lists = [], [], []
+    for field in fields(recipe):
+        value = getattr(recipe, field.name)
+        if is_dataclass(value):
+            tables.append(f"\n[{field.name}]\n{_dump_table(value)}")
+        elif isinstance(value, tuple) and value and is_dataclass(value[0]):
+            lists += [f"\n[[{field.name}]]\n{_dump_table(entry)}" for entry in value]
+        else:
+            plain.append(f"{field.name} = {_dump_value(value)}\n")
+    return "".join(plain + tables + lists)
+
+
+def changed_keys(old: Recipe, new: Recipe) -> dict[str, tuple[Any, Any]]:
+    """`section.key` -> (old value, new value) of all that differs; an SAE that one of them lacks is `sae.ID` -> (None, ...)."""
+    before, after = _flatten(old), _flatten(new)
+    return {key: (before.get(key), after.get(key)) for key in sorted(before.keys() | after.keys()) if before.get(key) != after.get(key)}
+
+
+def _flatten(recipe: Recipe) -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for field in fields(recipe):
+        value = getattr(recipe, field.name)
+        if field.name == "sae":
+            flat |= {f"sae.{sae.id}.{each.name}": getattr(sae, each.name) for sae in value for each in fields(sae)}
+        elif is_dataclass(value):
+            flat |= {f"{field.name}.{each.name}": getattr(value, each.name) for each in fields(value)}
+        else:
+            flat[field.name] = value
+    return flat
+
+
+def _dump_table(section: Any) -> str:
+    return "".join(f"{field.name} = {_dump_value(getattr(section, field.name))}\n" for field in fields(section))
+
+
+def _dump_value(value: Any) -> str:
+    if isinstance(value, tuple):
+        return "[" + ", ".join(_dump_value(each) for each in value) + "]"
+    return json.dumps(value, ensure_ascii=False)  # JSON's strings, numbers and booleans are TOML's too
+
+
+def _apply(values: dict[str, Any], override: str) -> None:
+    """Sets one `section.key=value` in the parsed TOML."""
+    path, equals, text = override.partition("=")
+    *parents, key = path.strip().split(".") if "sae." not in path else _split_sae(path.strip())
+    if not equals or not key:
+        raise RecipeError(f"--set takes section.key=value, not {override!r}.")
+    target: Any = values
+    for parent in parents:
+        if isinstance(target, list):
+            target = _entry(target, parent)
+        elif isinstance(target, dict):
+            target = target.setdefault(parent, {})
+    if not isinstance(target, dict):
+        raise RecipeError(f"--set {override!r}: {'.'.join(parents)} is not a section; name an SAE by id or number, sae.ID.{key}.")
+    try:
+        target[key] = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        target[key] = text
+
+
+def _split_sae(path: str) -> list[str]:
+    """`sae.ID.key`: ids may hold dots."""
+    section, rest = path.split(".", 1)
+    return [section, *rest.rsplit(".", 1)]
+
+
+def _entry(entries: list[dict[str, Any]], name: str) -> dict[str, Any]:
+    for number, entry in enumerate(entries):
+        if entry.get("id") == name or str(number) == name:
+            return entry
+    raise RecipeError(f"--set: there is no SAE {name!r}; there are {', '.join(str(entry.get('id')) for entry in entries)}.")
+
+
+def _build(cls: type, values: Mapping[str, Any], where: str) -> Any:
+    """A dataclass from a TOML table, strictly."""
+    hints, known = typing.get_type_hints(cls), {field.name: field for field in fields(cls)}
+    for key in values:
+        if key not in known:
+            nearest = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
+            hint = f" Did you mean `{nearest[0]}`?" if nearest else f" There are: {', '.join(known)}."
+            raise RecipeError(f"Unknown key `{where}{key}` in the recipe.{hint}")
+    for name, field in known.items():
+        if name not in values and field.default is MISSING and field.default_factory is MISSING:
+            raise RecipeError(f"The recipe lacks `{where}{name}`.")
+    return cls(**{key: _convert(hints[key], value, f"{where}{key}") for key, value in values.items()})
+
+
+def _convert(hint: Any, value: Any, key: str) -> Any:
+    """A TOML value as the type that the field declares."""
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        hint = next(each for each in arguments if each is not type(None))
+        origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if is_dataclass(hint):
+        if not isinstance(value, dict):
+            raise RecipeError(f"`{key}` must be a section, [{key}], not {value!r}.")
+        return _build(typing.cast(type, hint), value, f"{key}.")
+    if origin is tuple:
+        if not isinstance(value, list):
+            raise RecipeError(f"`{key}` must be a list, not {value!r}.")
+        return tuple(_convert(arguments[0], each, f"{key}.{number}" if isinstance(each, dict) else key) for number, each in enumerate(value))
+    if hint is float and type(value) is int:
+        return float(value)
+    if type(value) is not hint:
+        raise RecipeError(f"`{key}` must be {_NOUNS.get(hint, hint)}, not {value!r}.")
+    return value
+
+
+_NOUNS = {int: "a whole number", float: "a number", str: "a text in quotes", bool: "true or false"}

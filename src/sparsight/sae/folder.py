@@ -1,0 +1,218 @@
+"""The folder of a finished SAE: SAELens' own layout, so that `sae_lens.SAE.load_from_disk(folder)` opens it.
+
+    cfg.json                 architecture, d_in, d_sae, dtype, device, apply_b_dec_to_input, normalize_activations
+                             "none", reshape_activations "none"; topk adds k, a transcoder d_out;
+                             metadata {sae_lens_version, hook_name, ..., sparsight: {"config": SAEConfig}}
+    sae_weights.safetensors  float32 W_enc [d_in, d_sae], W_dec [d_sae, d_out], b_dec [d_out] and per latent b_enc,
+                             jumprelu also threshold, gated b_gate, r_mag, b_mag in place of b_enc
+
+An extra tensor is an error there, and an unknown key of cfg.json is dropped, so ours live under metadata. batchtopk and
+matryoshka are written as jumprelu, relu as standard. SAELens knows ReLU and JumpReLU transcoders only: topk and gated
+ones are written as `topk_transcoder` and `gated_transcoder`, which it refuses by name and we read.
+
+Reading trusts nothing: names, shapes and types come from the safetensors header, before any tensor is allocated, and
+values must be finite. SAELens folders in which b_dec is not subtracted from the input, or topk rescales by decoder
+norms, are rewritten exactly into our form; activations normalised at run time are refused.
+"""
+
+from collections.abc import Mapping
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from sparsight.artifact import atomic_path, read_json, write_json
+from sparsight.errors import FormatError, RunError, SAEError
+from sparsight.sae.config import SAEConfig
+
+__all__ = ["read_folder", "tensor_shapes", "write_folder"]
+
+_CONFIG_FILE = "cfg.json"
+_WEIGHTS_FILE = "sae_weights.safetensors"
+_LAYOUT_VERSION = "6.0.0"
+_FLOAT_TYPES = ("F64", "F32", "F16", "BF16")
+_LARGEST_WIDTH = 2**31
+_NAMES = {
+    ("relu", False): "standard",
+    ("topk", False): "topk",
+    ("jumprelu", False): "jumprelu",
+    ("gated", False): "gated",
+    ("relu", True): "transcoder",
+    ("topk", True): "topk_transcoder",
+    ("jumprelu", True): "jumprelu_transcoder",
+    ("gated", True): "gated_transcoder",
+}
+_ARCHITECTURES = {name: key for key, name in _NAMES.items()}
+
+
+def tensor_shapes(inference: str, d_in: int, n_latents: int, d_out: int) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of the tensors of a finished SAE with this activation function."""
+    per_latent = {"gated": ("b_gate", "r_mag", "b_mag"), "jumprelu": ("b_enc", "threshold")}.get(inference, ("b_enc",))
+    shapes: dict[str, tuple[int, ...]] = {"W_enc": (d_in, n_latents), "W_dec": (n_latents, d_out), "b_dec": (d_out,)}
+    return shapes | dict.fromkeys(per_latent, (n_latents,))
+
+
+def write_folder(folder: Path, cfg: SAEConfig, tensors: Mapping[str, Tensor], *, metadata: Mapping[str, Any]) -> None:
+    """Write a finished SAE; each file is whole or absent, and cfg.json comes last.
+
+    `metadata`: SAELens' keys (model_name, hook_name, prepend_bos, ...) and, under "sparsight", our own.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / _CONFIG_FILE).unlink(missing_ok=True)
+    with atomic_path(folder / _WEIGHTS_FILE) as path:
+        save_file({name: tensor.detach().float().cpu().contiguous() for name, tensor in tensors.items()}, path)
+    write_json(folder / _CONFIG_FILE, _saelens_config(cfg, tensors, metadata))
+
+
+def read_folder(folder: Path) -> tuple[SAEConfig, dict[str, Tensor]]:
+    """Configuration and float32 tensors of a folder written by us or by SAELens; FormatError when it is neither."""
+    folder = Path(folder)
+    described = _read_config(folder)
+    inference, is_transcoder = _architecture(folder, described)
+    _refuse_run_time_changes(folder, described)
+    d_in, n_latents = (_width(folder, described, key) for key in ("d_in", "d_sae"))
+    d_out = _width(folder, described, "d_out") if is_transcoder else d_in
+    cfg = _sae_config(folder, described, inference, is_transcoder, n_latents)
+    tensors = _read_tensors(folder / _WEIGHTS_FILE, tensor_shapes(inference, d_in, n_latents, d_out))
+    return cfg, _in_our_form(described, is_transcoder, tensors)
+
+
+def _saelens_config(cfg: SAEConfig, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> dict[str, Any]:
+    described = {
+        "architecture": _NAMES[cfg.inference, cfg.is_transcoder],
+        "d_in": tensors["W_enc"].shape[0],
+        "d_sae": cfg.n_latents,
+        "dtype": "float32",
+        "device": "cpu",
+        "apply_b_dec_to_input": not cfg.is_transcoder,
+        "normalize_activations": "none",
+        "reshape_activations": "none",
+    }
+    if cfg.is_transcoder:
+        described["d_out"] = tensors["W_dec"].shape[1]
+    if cfg.inference == "topk":
+        described |= {"k": cfg.k, "rescale_acts_by_decoder_norm": False}
+    hooks = {"hook_name": cfg.hook_point, "hook_name_out": cfg.target_hook_point}
+    defaults = {"sae_lens_version": _LAYOUT_VERSION} | {name: hook for name, hook in hooks.items() if hook}
+    ours = dict(metadata.get("sparsight", {})) | {"config": asdict(cfg)}
+    return described | {"metadata": defaults | dict(metadata) | {"sparsight": ours}}
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    try:
+        described = read_json(folder / _CONFIG_FILE)
+    except RunError as error:
+        raise FormatError(f"{folder} is not the folder of an SAE: {error}") from None
+    if not isinstance(described, dict) or not isinstance(described.get("metadata", {}), dict):
+        raise FormatError(
+            f"{folder / _CONFIG_FILE} does not describe an SAE: an object with an object `metadata` is expected."
+        )
+    return described
+
+
+def _architecture(folder: Path, described: Mapping[str, Any]) -> tuple[str, bool]:
+    name = described.get("architecture")
+    if not isinstance(name, str) or name not in _ARCHITECTURES:
+        known = ", ".join(_ARCHITECTURES)
+        raise FormatError(f"{folder / _CONFIG_FILE} has architecture {name!r}; readable are {known}.")
+    return _ARCHITECTURES[name]
+
+
+def _refuse_run_time_changes(folder: Path, described: Mapping[str, Any]) -> None:
+    for key in ("normalize_activations", "reshape_activations"):
+        if described.get(key, "none") != "none":
+            raise FormatError(
+                f"{folder / _CONFIG_FILE} has {key} = {described[key]!r}; only 'none' can be read. "
+                "Fold it into the weights with the tool that wrote it."
+            )
+
+
+def _width(folder: Path, described: Mapping[str, Any], key: str) -> int:
+    value = described.get(key)
+    if type(value) is not int or not 0 < value < _LARGEST_WIDTH:
+        raise FormatError(f"{folder / _CONFIG_FILE} has {key} = {value!r}; a positive width is expected.")
+    return value
+
+
+def _sae_config(
+    folder: Path, described: Mapping[str, Any], inference: str, is_transcoder: bool, n_latents: int
+) -> SAEConfig:
+    metadata = described.get("metadata", {})
+    ours = metadata.get("sparsight")
+    try:
+        if ours is not None:
+            cfg = _config_from_json(ours["config"])
+        else:
+            cfg = SAEConfig(
+                id=folder.resolve().name,
+                architecture=inference,
+                n_latents=n_latents,
+                hook_point=str(metadata.get("hook_name") or ""),
+                target_hook_point=str(metadata.get("hook_name_out") or "output") if is_transcoder else "",
+                k=described["k"] if inference == "topk" else 1,
+            )
+    except (SAEError, TypeError, KeyError) as error:
+        raise FormatError(f"{folder / _CONFIG_FILE} does not describe an SAE: {error!r}.") from None
+    if (cfg.inference, cfg.is_transcoder, cfg.n_latents) != (inference, is_transcoder, n_latents):
+        raise FormatError(f"{folder / _CONFIG_FILE} contradicts itself: metadata.sparsight describes another SAE.")
+    return cfg
+
+
+def _config_from_json(values: Mapping[str, Any]) -> SAEConfig:
+    known = {field.name for field in fields(SAEConfig)}
+    given: dict[str, Any] = {
+        key: tuple(value) if isinstance(value, list) else value for key, value in values.items() if key in known
+    }
+    return SAEConfig(**given)
+
+
+def _read_tensors(path: Path, expected: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+            _check_header(path, {name: tuple(part.get_shape()) for name, part in slices.items()}, expected)
+            _check_types(path, {name: part.get_dtype() for name, part in slices.items()})
+            tensors = {name: file.get_tensor(name).float() for name in expected}
+    except (SafetensorError, OSError) as error:
+        raise FormatError(f"{path} is not a readable safetensors file: {error}") from None
+    for name, tensor in tensors.items():
+        if not torch.isfinite(tensor).all():
+            raise FormatError(f"{path}: {name} has values that are not finite.")
+    return tensors
+
+
+def _check_header(path: Path, given: Mapping[str, tuple[int, ...]], expected: Mapping[str, tuple[int, ...]]) -> None:
+    if given != expected:
+        wrong = {
+            name: given.get(name, "missing") for name in {*given, *expected} if given.get(name) != expected.get(name)
+        }
+        wanted = {name: expected.get(name, "no such tensor") for name in wrong}
+        raise FormatError(f"{path} does not fit its {_CONFIG_FILE}: it has {wrong}, expected {wanted}.")
+
+
+def _check_types(path: Path, types: Mapping[str, str]) -> None:
+    wrong = {name: kind for name, kind in types.items() if kind not in _FLOAT_TYPES}
+    if wrong:
+        raise FormatError(f"{path} has tensors of type {wrong}, expected one of {', '.join(_FLOAT_TYPES)}.")
+
+
+def _in_our_form(described: Mapping[str, Any], is_transcoder: bool, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    if described.get("rescale_acts_by_decoder_norm", False):
+        norms = torch.linalg.vector_norm(tensors["W_dec"], dim=1)
+        tensors["W_enc"], tensors["b_enc"] = tensors["W_enc"] * norms, tensors["b_enc"] * norms
+        tensors["W_dec"] = tensors["W_dec"] / norms.unsqueeze(1)
+    if not is_transcoder and not described.get("apply_b_dec_to_input", True):
+        shift = tensors["b_dec"] @ tensors["W_enc"]
+        if "b_gate" in tensors:
+            tensors["b_gate"], tensors["b_mag"] = (
+                tensors["b_gate"] + shift,
+                tensors["b_mag"] + shift * tensors["r_mag"].exp(),
+            )
+        else:
+            tensors["b_enc"] = tensors["b_enc"] + shift
+    return tensors

@@ -1,0 +1,40 @@
+"""The untrained SAE: the initial weights on the same data, a baseline that every trained SAE must be shown beside.
+
+Random dictionaries rival trained ones on many benchmarks (arXiv:2501.17727), so the report needs one; keeping its weights would double the
+disk. They come from the seed; what the first batch added (scale, centre, b_dec) is a few vectors, kept in `initial.safetensors` with a sample
+of that batch. Where a threshold decides what fires it is one value for all latents, set so that on the sample the baseline's L0 is the
+trained SAE's. topk has its k; relu and gated fire as often as their initial weights make them.
+"""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from sparsight.errors import FormatError
+from sparsight.sae.autoencoder import SparseAutoencoder
+from sparsight.sae.folding import fold, untrained_threshold
+from sparsight.sae.initial import initial_weights
+
+__all__ = ["untrained_sae"]
+
+
+@torch.no_grad()
+def untrained_sae(trained: SparseAutoencoder, initial: Mapping[str, Tensor]) -> SparseAutoencoder:
+    """The SAE that `trained` was before its first step; `initial` is what `SAETrainer.initial_state` gave then.
+
+    Raises FormatError when `initial` is not of this SAE.
+    """
+    cfg = trained.cfg
+    wanted = {"sample": trained.d_in, "b_dec": trained.d_out, "input_mean": trained.d_in}
+    for name, width in wanted.items():
+        if name not in initial or initial[name].shape[-1] != width:
+            raise FormatError(f"The initial state of SAE {cfg.id} lacks {name} of width {width}. Train it anew to have its baseline.")
+    weights = initial_weights(cfg, trained.d_in, trained.d_out) | {"b_dec": initial["b_dec"]}
+    weights.pop("log_threshold", None)
+    threshold = torch.zeros(cfg.n_latents)
+    if cfg.inference == "jumprelu":
+        l0 = (trained.encode(initial["sample"].to(trained.W_enc.device)) > 0).sum(1).float().mean().cpu()
+        open_sae = SparseAutoencoder(cfg, fold(cfg, weights, initial, threshold))
+        threshold += untrained_threshold(open_sae.encode(initial["sample"]), l0) / initial["target_scale"]
+    return SparseAutoencoder(cfg, fold(cfg, weights, initial, threshold)).to(trained.W_enc.device)

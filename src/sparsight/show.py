@@ -1,0 +1,215 @@
+"""FeatureIndex, or one's own text -> a terminal.
+
+    show_overview   a sample of latents: the densest, the typical, the rare, each with its tokens and one passage
+    show_latent     one latent: numbers, promoted and suppressed tokens, top, banded and random passages
+    show_text       one's own text: which latents fire on which token, and how well each token is rebuilt
+
+Active tokens have a coloured background by strength where `color` is set, else marks ⟦like this⟧. Tokens are made
+printable first (see features/tokens.py), so no text can act on the terminal.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from sparsight.errors import SAEError, TextError
+from sparsight.features import (
+    Context,
+    FeatureIndex,
+    TokenWeights,
+    quantile_contexts,
+    random_contexts,
+    readable_tokens,
+    top_contexts,
+)
+from sparsight.lm import LanguageModel, Piece, make_batches
+from sparsight.sae import SparseAutoencoder
+
+__all__ = ["show_latent", "show_overview", "show_text"]
+
+# Backgrounds of the 256-colour palette, weak to strong, under black text.
+BACKGROUNDS = (230, 223, 216, 209, 203)
+BLOCKS = " ▁▂▃▄▅▆▇█"
+TOKEN_COLUMNS = 22
+# A latent active once shows nothing about itself; the rare of the overview are active at least this often, if any is.
+LEAST_ACTIVE = 5
+
+
+def show_overview(index: FeatureIndex, tokenizer: Any, *, n_each: int = 5, color: bool = False) -> str:
+    """A sample of latents: n_each of the densest, of those about the median density, and of the rare."""
+    active = np.diff(index.latent_offsets)
+    alive = np.flatnonzero(active)
+    lines = [
+        f"{index.n_latents:,} latents at {index.about['hook_point']}, on {index.n_tokens:,} held-out tokens of "
+        f"{len(np.unique(index.piece_documents)):,} documents; {index.n_latents - len(alive):,} never active.",
+    ]
+    for name, latents in _sample(active, alive, n_each):
+        lines += ["", f"{name}:", "  latent   density     docs      max  promotes / strongest passage"]
+        for latent in latents:
+            lines += _overview_rows(index, tokenizer, int(latent), color)
+    return "\n".join(lines) + "\n"
+
+
+def show_latent(
+    index: FeatureIndex,
+    tokenizer: Any,
+    latent: int,
+    *,
+    n_top: int = 8,
+    n_band: int = 2,
+    n_random: int = 4,
+    color: bool = False,
+) -> str:
+    """One latent with its evidence. Raises RunError when there is no such latent."""
+    tokens, _ = index.activations(latent)
+    lines = [
+        f"Latent {latent} at {index.about['hook_point']}",
+        f"active on {len(tokens):,} of {index.n_tokens:,} held-out tokens ({index.density[latent]:.3%}), in "
+        f"{index.n_documents[latent]:,} documents",
+    ]
+    if not len(tokens):
+        return "\n".join([*lines, "It was never active on these tokens, so there is nothing to show."]) + "\n"
+    quantiles = zip(index.config["quantiles"], index.quantiles[latent], strict=True)
+    lines += [
+        f"when active: mean {index.mean[latent]:.3g}, "
+        + ", ".join(f"p{q * 100:g} {value:.3g}" for q, value in quantiles),
+        f"values 0 |{_sparkline(index.histogram[latent])}| {index.maximum[latent]:.3g}",
+    ]
+    if index.has_logits:
+        lines += [
+            "promotes:   " + _weights(tokenizer, index.promoted(latent)),
+            "suppresses: " + _weights(tokenizer, index.suppressed(latent)),
+        ]
+    else:
+        lines.append(f"promoted tokens were not stored: {index.about['why_no_logits']}")
+    strongest = float(index.maximum[latent])
+    lines += ["", "Strongest, one a document:"]
+    lines += [_passage(tokenizer, context, strongest, color) for context in top_contexts(index, latent, n_top)]
+    for band in reversed(quantile_contexts(index, latent, n_band)):
+        lines += ["", f"From {band.low:.3g} to {band.high:.3g} ({band.n_active:,} activations):"]
+        lines += [_passage(tokenizer, context, strongest, color) for context in band.contexts]
+    lines += ["", "Drawn at random from all activations:"]
+    lines += [_passage(tokenizer, context, strongest, color) for context in random_contexts(index, latent, n_random)]
+    return "\n".join(lines) + "\n"
+
+
+@torch.inference_mode()
+def show_text(
+    sae: SparseAutoencoder,
+    model: LanguageModel,
+    text: str,
+    *,
+    hook_point: str,
+    target_hook_point: str = "",
+    index: FeatureIndex | None = None,
+    per_token: int = 5,
+    color: bool = False,
+) -> str:
+    """The latents that fire on each token of a text, strongest first; with `index` also a word each promotes.
+
+    Raises TextError when the text has no tokens, SAEError when the SAE does not fit the hook point.
+    """
+    target = target_hook_point or hook_point
+    token_ids = np.array(model.tokenizer(text)["input_ids"], np.int32)
+    if not len(token_ids):
+        raise TextError("The text has no tokens. Give at least one word.")
+    for side, name, expected in (("d_in", hook_point, sae.d_in), ("d_out", target, sae.d_out)):
+        if model.width(name) != expected:
+            raise SAEError(
+                f"The model's `{name}` is {model.width(name)} wide; this SAE expects {side}={expected}. "
+                "Give the model and hook point that it was trained on."
+            )
+    piece = Piece(document_id=0, row=0, piece=0, start=0, token_ids=token_ids, heldout=True)
+    (batch,) = make_batches(
+        [piece], batch_tokens=len(token_ids), pad_id=0, isolation="documents", context_tokens=len(token_ids), eos_id=0
+    )
+    read = model.read(batch, list({hook_point: 0, target: 0}))
+    x, y = (read[name][0, : len(token_ids)].to(sae.W_enc.device).float() for name in (hook_point, target))
+    latents = sae.encode_sparse(x)
+    error = ((y - sae.reconstruct(x)).norm(dim=-1) / y.norm(dim=-1).clamp_min(1e-12)).tolist()
+    lines = ["token                     error   L0  latents: value, strongest first   (error = |x - x_hat| / |x|)"]
+    for row, token in enumerate(readable_tokens(model.tokenizer, token_ids)):
+        name = f"{_clip(token, TOKEN_COLUMNS):<{TOKEN_COLUMNS}}"
+        if int(token_ids[row]) in model.special_ids:
+            lines.append(f"{name}  special token: training never saw one here")
+            continue
+        values, order = latents.values[row].sort(descending=True)
+        n_active = int((values > 0).sum())
+        fired = [
+            _fired(int(latents.indices[row, order[i]]), float(values[i]), index, model.tokenizer, color)
+            for i in range(min(per_token, n_active))
+        ]
+        lines.append(f"{name}  {error[row]:>7.3f} {n_active:>4}  {'  '.join(fired)}")
+    return "\n".join(lines) + "\n"
+
+
+def _sample(active: np.ndarray, alive: np.ndarray, n: int) -> list[tuple[str, np.ndarray]]:
+    """(name, latents) of the densest, the typical and the rare; each latent once."""
+    often = alive[active[alive] >= LEAST_ACTIVE]
+    ranked = often if len(often) >= n else alive
+    ranked = ranked[np.argsort(-active[ranked], kind="stable")]
+    middle = max(n, (len(ranked) - n) // 2)
+    parts = [
+        ("Densest", ranked[:n]),
+        ("Typical", ranked[middle : middle + n]),
+        ("Rare", ranked[max(middle + n, len(ranked) - n) :]),
+    ]
+    return [(name, latents) for name, latents in parts if len(latents)]
+
+
+def _overview_rows(index: FeatureIndex, tokenizer: Any, latent: int, color: bool) -> list[str]:
+    numbers = (
+        f"{latent:>8}  {index.density[latent]:>8.3%} {index.n_documents[latent]:>8,} {index.maximum[latent]:>8.3g}"
+    )
+    passages = top_contexts(index, latent, 1, before=12, after=5)
+    shown = [_passage(tokenizer, context, float(index.maximum[latent]), color).strip() for context in passages]
+    if index.has_logits:
+        promoted = " ".join(_quoted(tokenizer, index.promoted(latent).token_ids[:5]))
+        return [f"{numbers}  {promoted}", *(" " * 38 + passage for passage in shown)]
+    return [f"{numbers}  {passage}" for passage in shown]
+
+
+def _passage(tokenizer: Any, context: Context, strongest: float, color: bool) -> str:
+    """One line: the value, then the passage with its active tokens marked."""
+    tokens = readable_tokens(tokenizer, context.token_ids)
+    marked = "".join(
+        _marked(token, float(value) / strongest, color) for token, value in zip(tokens, context.values, strict=True)
+    )
+    folded = f"  (and {context.n_folded} alike)" if context.n_folded else ""
+    return f"  {context.value:>8.3g}  {marked}{folded}"
+
+
+def _marked(token: str, strength: float, color: bool) -> str:
+    if not strength > 0:
+        return token
+    if not color:
+        return f"⟦{token}⟧"
+    level = min(len(BACKGROUNDS) - 1, int(strength * len(BACKGROUNDS)))
+    return f"\x1b[30;48;5;{BACKGROUNDS[level]}m{token}\x1b[0m"
+
+
+def _fired(latent: int, value: float, index: FeatureIndex | None, tokenizer: Any, color: bool) -> str:
+    name = f"\x1b[1m{latent}\x1b[0m" if color else str(latent)
+    if index is None or not index.has_logits:
+        return f"{name}: {value:.3g}"
+    return f"{name}: {value:.3g} {_quoted(tokenizer, index.promoted(latent).token_ids[:1])[0]}"
+
+
+def _weights(tokenizer: Any, weights: TokenWeights) -> str:
+    pairs = zip(_quoted(tokenizer, weights.token_ids), weights.weights, strict=True)
+    return "  ".join(f"{token} {weight:+.2f}" for token, weight in pairs)
+
+
+def _quoted(tokenizer: Any, token_ids: Sequence[int] | np.ndarray) -> list[str]:
+    return [f"'{token}'" for token in readable_tokens(tokenizer, token_ids)]
+
+
+def _sparkline(counts: np.ndarray) -> str:
+    most = max(1, int(counts.max()))
+    return "".join(BLOCKS[-(-int(count) * (len(BLOCKS) - 1) // most)] for count in counts)
+
+
+def _clip(token: str, width: int) -> str:
+    return token if len(token) <= width else token[: width - 1] + "…"

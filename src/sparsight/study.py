@@ -1,0 +1,278 @@
+"""study: a recipe -> the whole chain, resumable: collect, train, evaluate, index, report.
+
+Every step is skipped when what it makes is there, so a second run is a no-op, a killed one goes on, and a recipe that gained an SAE trains
+that one alone. A recipe whose other values changed under a run is refused, key by key: two studies never mix in one directory.
+"""
+
+import logging
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from functools import cached_property
+from pathlib import Path
+
+from sparsight.activations import ActivationStore, ActivationStream, StoreSource, missing_shards
+from sparsight.artifact import Manifest, RunDir, StopFlag, environment, locked, write_atomic
+from sparsight.collect import collect_activations
+from sparsight.errors import RecipeError, RunError
+from sparsight.evaluate import evaluate_sae
+from sparsight.features import FeatureIndex
+from sparsight.index import build_index
+from sparsight.lm import LanguageModel, choose_device, resolve_checkpoint
+from sparsight.metrics import EvalReport
+from sparsight.plan import check_fits
+from sparsight.recipe import Recipe, changed_keys, dump_recipe, load_recipe
+from sparsight.sae import SAEConfig, SparseAutoencoder
+from sparsight.show import show_latent, show_overview, show_text
+from sparsight.train import load_stream_state, load_untrained, train_saes
+
+__all__ = ["Study", "run_study"]
+
+_log = logging.getLogger(__name__)
+_MAY_CHANGE = ("activations.allow_short", "activations.skip_damaged", "train.loggers", "train.log_every_steps", "train.checkpoint_every_steps")
+
+
+def run_study(recipe: Recipe, out: str | Path | None = None, *, stop: StopFlag | None = None) -> RunDir:
+    """Runs what is left of a recipe's study in `out` (default runs/NAME) and returns the run directory.
+
+    Raises any SparsightError; what was complete before it stays, and the same call goes on from there.
+    """
+    run = RunDir(out or Path("runs") / recipe.name)
+    with locked(run.path):
+        Study(recipe, run).go(stop)
+    return run
+
+
+class Study:
+    """One recipe in one run directory, whose lock the caller holds."""
+
+    def __init__(self, recipe: Recipe, run: RunDir):
+        self.recipe, self.run = recipe, run
+        self.manifest = Manifest(run.manifest)
+
+    @classmethod
+    def reopen(cls, run: RunDir) -> "Study":
+        """The study that `run` was begun with."""
+        return cls(load_recipe(run.recipe), run)
+
+    def chosen(self, sae_id: str | None) -> tuple[SAEConfig, ...]:
+        """The SAE with this id, or all. Raises RunError listing what there is, or when one is not trained yet."""
+        chosen = tuple(sae for sae in self.recipe.sae if sae_id in (None, sae.id))
+        if not chosen:
+            raise RunError(f"{self.run.path} has no SAE {sae_id!r}; it has {', '.join(sae.id for sae in self.recipe.sae)}.")
+        for sae in chosen:
+            if not self._trained(sae):
+                raise RunError(f"SAE {sae.id} in {self.run.path} is not trained yet. Run the recipe to its end: sparsight run RECIPE.")
+        return chosen
+
+    def show(self, sae_id: str | None, *, latent: int | None = None, text: str | None = None, color: bool = False) -> str:
+        """What a person looks at: an overview of one SAE's features, one latent, or what a text makes fire."""
+        sae = self.chosen(sae_id)[0]
+        index = FeatureIndex.open(self.run.features(sae.id))
+        if text is not None:
+            names = [sae.hook_point, *filter(None, [sae.target_hook_point])]
+            model = LanguageModel.load(self.recipe.model, hook_points=names)
+            places = {"hook_point": sae.hook_point, "target_hook_point": sae.target_hook_point}
+            return show_text(self._load(sae), model, text, **places, index=index, color=color)
+        tokenizer = resolve_checkpoint(self.recipe.model).tokenizer()
+        if latent is not None:
+            return show_latent(index, tokenizer, latent, color=color)
+        return show_overview(index, tokenizer, color=color)
+
+    def go(self, stop: StopFlag | None = None) -> None:
+        """Every step that is not done yet."""
+        self._settle_recipe()
+        if self._is_done():
+            _log.info("%s is complete; nothing to do.", self.run.path)
+            return
+        check_fits(self.recipe, self.run.path)
+        self.manifest.record(**environment())
+        self.collect()
+        self.train(stop)
+        for sae in self.recipe.sae:
+            self.evaluate(sae)
+            self.index(sae)
+        self.report()
+
+    def collect(self) -> None:
+        """Captures what the recipe asks for: everything, or the held-out rows alone when training is live."""
+        with self._step("collect", done=self._collected()) as needed:
+            if needed:
+                collect_activations(
+                    self.reader,
+                    self.recipe.text,
+                    self.recipe.activations,
+                    self.run.activations,
+                    seed=self.recipe.seed,
+                    splits=self._splits(),
+                )
+                self.manifest.record(model=self.reader.provenance, text=self.store.text, activations=self.store.counts)
+
+    def train(self, stop: StopFlag | None = None) -> None:
+        """Trains the SAEs that are not there yet, all from one pass."""
+        todo = [sae for sae in self.recipe.sae if not self._trained(sae)]
+        with self._step("train", done=not todo) as needed:
+            if needed:
+                with stop.save_first() if stop else nullcontext():
+                    train_saes(
+                        self._source(todo),
+                        todo,
+                        self.run.saes,
+                        train=self.recipe.train,
+                        metadata=self._sae_metadata(),
+                        device=self._device(),
+                        stop=stop,
+                        name=self.recipe.name,
+                    )
+
+    def evaluate(self, sae: SAEConfig) -> None:
+        """Measures one SAE on held-out documents."""
+        with self._step(f"evaluate {sae.id}", done=self.run.evaluation(sae.id).exists()) as needed:
+            if needed:
+                report = evaluate_sae(
+                    self._load(sae),
+                    self.store,
+                    self.whole_model,
+                    untrained=load_untrained(self.run.sae(sae.id)),
+                    config=self.recipe.evaluate,
+                    hook_point=sae.hook_point,
+                    target_hook_point=sae.target_hook_point,
+                )
+                report.save(self.run.evaluation(sae.id))
+
+    def index(self, sae: SAEConfig) -> None:
+        """Indexes one SAE's features on held-out documents."""
+        path = self.run.features(sae.id)
+        with self._step(f"index {sae.id}", done=(path / "index.json").exists()) as needed:
+            if needed:
+                build_index(
+                    self._load(sae),
+                    self.store,
+                    self.whole_model,
+                    path=path,
+                    config=self.recipe.index,
+                    hook_point=sae.hook_point,
+                    target_hook_point=sae.target_hook_point,
+                )
+
+    def report(self) -> None:
+        """Writes report.md: what was studied, the numbers with their baselines, a look at the features."""
+        lines = [f"# {self.recipe.name}", "", self._what_was_studied(), ""]
+        for sae in self.recipe.sae:
+            lines += [f"## {sae.id}", "", EvalReport.load(self.run.evaluation(sae.id)).markdown(), ""]
+            index = FeatureIndex.open(self.run.features(sae.id))
+            overview = show_overview(index, self.whole_model.tokenizer, color=False)
+            lines += ["### Some of its features", "", "```text", overview, "```", ""]
+        lines += ["## Time", "", *(f"- {name}: {step['seconds']:.0f} s" for name, step in self.manifest.values["steps"].items()), ""]
+        write_atomic(self.run.report, "\n".join(lines).encode())
+
+    @cached_property
+    def reader(self) -> LanguageModel:
+        """The model cut after the deepest hook point."""
+        return LanguageModel.load(self.recipe.model, hook_points=self.recipe.activations.hook_points)
+
+    @cached_property
+    def whole_model(self) -> LanguageModel:
+        """The model with its head."""
+        return LanguageModel.load(self.recipe.model)
+
+    @property
+    def store(self) -> ActivationStore:
+        """The run's store, as it is now."""
+        return ActivationStore.open(self.run.activations, skip_damaged=self.recipe.activations.skip_damaged)
+
+    def _settle_recipe(self) -> None:
+        """Writes recipe.toml, or checks that the one there asks for the same."""
+        if self.run.recipe.exists():
+            changed = changed_keys(load_recipe(self.run.recipe), self.recipe)
+            old_ids = {sae.id for sae in load_recipe(self.run.recipe).sae}
+            refused = {
+                key: values
+                for key, values in changed.items()
+                if key not in _MAY_CHANGE and not (key.startswith("sae.") and not any(key.startswith(f"sae.{each}.") for each in old_ids))
+            }
+            if refused:
+                key, (old, new) = next(iter(refused.items()))
+                others = f" (and {len(refused) - 1} more: {', '.join(list(refused)[1:5])})" if len(refused) > 1 else ""
+                raise RecipeError(
+                    f"{self.run.path} was begun with {key} = {old}; the recipe now says {new}{others}. "
+                    "To keep both, run the new one with --out ANOTHER_DIRECTORY; or set the old value again."
+                )
+            if not changed:
+                return
+        write_atomic(self.run.recipe, dump_recipe(self.recipe).encode())
+
+    def _is_done(self) -> bool:
+        outputs = [self.run.report]
+        for sae in self.recipe.sae:
+            outputs += [self.run.sae(sae.id) / "cfg.json", self.run.evaluation(sae.id), self.run.features(sae.id) / "index.json"]
+        return all(path.exists() for path in outputs) and not missing_shards(self.run.activations)
+
+    def _collected(self) -> bool:
+        """Whether the collection ended, here or by `sparsight collect`, and all its files are there."""
+        if missing_shards(self.run.activations) or not (self.run.activations / "store.json").exists():
+            return False
+        wanted = {split: self.recipe.activations.wanted(split) for split in self._splits()}
+        enough = all(self.store.n_tokens(split) >= n_rows for split, n_rows in wanted.items())
+        return enough or "finished" in self.manifest.values["steps"].get("collect", {})
+
+    def _splits(self) -> tuple[str, ...]:
+        return ("train", "heldout") if self.recipe.activations.mode == "store" else ("heldout",)
+
+    def _trained(self, sae: SAEConfig) -> bool:
+        return (self.run.sae(sae.id) / "cfg.json").exists()
+
+    def _load(self, sae: SAEConfig) -> SparseAutoencoder:
+        return SparseAutoencoder.load(self.run.sae(sae.id)).to(self._device())
+
+    def _device(self) -> str:
+        return str(self.whole_model.device if "whole_model" in self.__dict__ else choose_device(self.recipe.model.device))
+
+    def _source(self, saes: list[SAEConfig]) -> StoreSource | ActivationStream:
+        """Where the training batches come from."""
+        recipe = self.recipe
+        if recipe.activations.mode == "store":
+            names = dict.fromkeys(name for sae in saes for name in (sae.hook_point, sae.target_hook_point) if name)
+            return StoreSource(self.store, tuple(names), recipe.train.epochs, recipe.seed)
+        state = load_stream_state(self.run.saes)
+        return ActivationStream(self.reader, recipe.text, recipe.activations, seed=recipe.seed, state=state)
+
+    def _sae_metadata(self) -> dict[str, object]:
+        """What the SAE was trained on, in the words that other tools look for."""
+        text, store = self.recipe.text, self.store
+        return {
+            "model_name": self.recipe.model.id,
+            "model_provenance": store.model,
+            "dataset_path": text.dataset or text.builtin or " ".join(text.files),
+            "text_provenance": store.text,
+            "context_size": text.context_tokens,
+            "prepend_bos": text.bos == "always",
+            "n_training_tokens": self.recipe.activations.n_tokens * self.recipe.train.epochs,
+        }
+
+    def _what_was_studied(self) -> str:
+        store, recipe = self.store, self.recipe
+        train, heldout = store.counts["train"], store.counts["heldout"]
+        masked = {name: train[name] + heldout[name] for name in ("special", "sinks")}
+        return (
+            f"{recipe.model.id} ({store.model.get('revision') or 'local'}), {', '.join(recipe.activations.hook_points)}; "
+            f"text {recipe.text.dataset or recipe.text.builtin or ', '.join(recipe.text.files)}. "
+            f"{train['rows'] or recipe.activations.n_tokens:,} training tokens, passed {recipe.train.epochs} time(s); "
+            f"{heldout['rows']:,} held-out tokens of other documents. Left out: {masked['special']:,} special tokens and "
+            f"{masked['sinks']:,} attention sinks."
+        )
+
+    @contextmanager
+    def _step(self, name: str, *, done: bool) -> Iterator[bool]:
+        """Times a step into the manifest, whichever way it ends; yields whether there is anything to do."""
+        if done:
+            yield False
+            return
+        _log.info("%s ...", name)
+        started = time.monotonic()
+        try:
+            yield True
+        except BaseException:
+            self.manifest.step_stopped(name, time.monotonic() - started)
+            raise
+        self.manifest.step_finished(name, time.monotonic() - started)

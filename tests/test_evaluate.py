@@ -1,0 +1,322 @@
+"""evaluate_sae on a tiny random Llama: splices with known effect, held-out rows only, and the report on disk."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from sparsight.activations import ActivationStore, PieceTable, StoreWriter
+from sparsight.activations.capture import Window
+from sparsight.errors import ActivationError, MetricError, RunError, SAEError
+from sparsight.evaluate import evaluate_sae
+from sparsight.lm import LanguageModel, Piece, TextCounts, TextCursor, make_batches
+from sparsight.metrics import EvalReport, EvaluateConfig, LinearFit, SpliceText, fvu, kept_tokens
+from sparsight.sae import SAEConfig, SparseAutoencoder
+
+HOOK, INPUT = "layers.1.mlp", "layers.1.mlp.input"
+WIDTH, VOCAB, SPECIAL = 16, 64, 0
+CONFIG = EvaluateConfig(n_resamples=200, downstream_tokens=400, batch_tokens=128, forward_tokens=128)
+
+
+def tiny_model() -> LanguageModel:
+    words = {"<s>": SPECIAL, **{f"w{i}": i for i in range(1, VOCAB)}}
+    core = Tokenizer(models.WordLevel(words, unk_token="w1"))
+    core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, bos_token="<s>", eos_token="<s>")
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=VOCAB,
+        hidden_size=WIDTH,
+        intermediate_size=32,
+        num_hidden_layers=3,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        initializer_range=0.5,
+    )
+    return LanguageModel.from_module(LlamaForCausalLM(config), tokenizer, hook_points=[HOOK, INPUT])
+
+
+def tiny_pieces(model: LanguageModel, n_documents: int, first_id: int) -> list[Piece]:
+    """Documents of two pieces, the first with a special token. The model wrote them, so that it predicts them."""
+    ids = torch.arange(2 * n_documents)[:, None] % (VOCAB - 1) + 1
+    ids[::2] = SPECIAL
+    generator = torch.Generator().manual_seed(first_id)
+    for _ in range(13):
+        (batch,) = make_batches(
+            [Piece(i, i, 0, 0, row.numpy().astype(np.int32), False) for i, row in enumerate(ids)],
+            batch_tokens=10_000,
+            pad_id=0,
+            isolation="documents",
+            context_tokens=14,
+            eos_id=0,
+        )
+        logits = model.logits(batch)[:, ids.shape[1] - 1, 1:]
+        ids = torch.cat([ids, 1 + torch.multinomial(logits.float().softmax(-1), 1, generator=generator)], 1)
+    return [
+        Piece(
+            first_id + i // 2,
+            i // 2,
+            i % 2,
+            14 * (i % 2),
+            row.numpy().astype(np.int32)[: 14 - 4 * (i % 2)],
+            first_id > 500,
+        )
+        for i, row in enumerate(ids)
+    ]
+
+
+def write_store(path: Path, splits: dict[str, Window], widths: dict[str, int]) -> ActivationStore:
+    writer = StoreWriter(path, {"hook_points": widths, "model": {"id": "tiny"}, "text": {}}, "float32")
+    for window in splits.values():
+        writer.add(window, TextCounts())
+    return ActivationStore.open(path)
+
+
+def make_window(
+    split: str, pieces: list[Piece], rows: dict[str, torch.Tensor], columns: dict[str, torch.Tensor]
+) -> Window:
+    table = PieceTable(
+        np.concatenate([piece.token_ids for piece in pieces]),
+        np.cumsum([0, *(len(piece.token_ids) for piece in pieces)]).astype(np.int64),
+        np.array([piece.document_id for piece in pieces], np.int64),
+        np.array([piece.start for piece in pieces], np.int32),
+        np.array([piece.row for piece in pieces], np.int64),
+    )
+    n = len(columns["token_ids"])
+    order = torch.randperm(n, generator=torch.Generator().manual_seed(0))
+    counts = {"tokens": n, "special": 0, "sinks": 0, "beyond_wanted": 0}
+    cursor = TextCursor()
+    return Window(split, 0, rows, **columns, order=order, pieces=table, start=cursor, end=cursor, counts=counts)
+
+
+def capture(model: LanguageModel, split: str, pieces: list[Piece]) -> Window:
+    rows: dict[str, list[torch.Tensor]] = {HOOK: [], INPUT: []}
+    columns: dict[str, list[torch.Tensor]] = {"token_ids": [], "document_ids": [], "positions": [], "piece_ids": []}
+    for batch in make_batches(pieces, batch_tokens=128, pad_id=0, isolation="documents", context_tokens=14, eos_id=0):
+        keep = batch.mask & (batch.input_ids != SPECIAL)
+        for name, values in model.read(batch, [HOOK, INPUT]).items():
+            rows[name].append(values[keep])
+        columns["token_ids"].append(batch.input_ids[keep].int())
+        for name in ("document_ids", "positions", "piece_ids"):
+            columns[name].append(getattr(batch, name)[keep])
+    joined = {name: torch.cat(parts) for name, parts in columns.items()}
+    return make_window(split, pieces, {name: torch.cat(parts) for name, parts in rows.items()}, joined)
+
+
+@pytest.fixture(scope="module")
+def model() -> LanguageModel:
+    return tiny_model()
+
+
+@pytest.fixture(scope="module")
+def store(model, tmp_path_factory) -> ActivationStore:
+    splits = {
+        "train": capture(model, "train", tiny_pieces(model, 40, 0)),
+        "heldout": capture(model, "heldout", tiny_pieces(model, 20, 1000)),
+    }
+    return write_store(tmp_path_factory.mktemp("store"), splits, {HOOK: WIDTH, INPUT: WIDTH})
+
+
+def relu_sae(
+    w_enc: torch.Tensor, w_dec: torch.Tensor, b_dec: torch.Tensor | None = None, **config
+) -> SparseAutoencoder:
+    cfg = SAEConfig(id="hand", architecture="relu", n_latents=w_enc.shape[1], **config)
+    zeros = torch.zeros(w_enc.shape[1])
+    tensors = {
+        "W_enc": w_enc,
+        "W_dec": w_dec,
+        "b_enc": zeros,
+        "b_dec": torch.zeros(w_dec.shape[1]) if b_dec is None else b_dec,
+    }
+    return SparseAutoencoder(cfg, tensors)
+
+
+def identity_sae(width: int = WIDTH) -> SparseAutoencoder:
+    """relu(x) - relu(-x) = x, exactly."""
+    both = torch.cat([torch.eye(width), -torch.eye(width)])
+    return relu_sae(both.T.contiguous(), both)
+
+
+def zero_sae() -> SparseAutoencoder:
+    return relu_sae(torch.zeros(WIDTH, 4), torch.zeros(4, WIDTH))
+
+
+def test_an_identity_splice_recovers_everything_and_changes_no_logit(model, store):
+    report = evaluate_sae(identity_sae(), store, model, config=CONFIG, hook_point=HOOK)
+    assert report.value("fvu") == 0
+    assert report.value("kl") == 0
+    assert report.value("ce") == report.value("ce", "clean")
+    assert report.value("recovered_zero") == report.value("recovered_mean") == 1
+    assert report.value("cosine") == pytest.approx(1)
+    assert report.value("l0") == pytest.approx(WIDTH, abs=0.01)
+
+
+def test_an_sae_that_always_says_zero_equals_zero_ablation(model, store):
+    report = evaluate_sae(identity_sae(), store, model, untrained=zero_sae(), config=CONFIG, hook_point=HOOK)
+    assert report.value("ce", "untrained") == report.value("ce", "zero")
+    assert report.value("kl", "untrained") == report.value("kl", "zero")
+    assert report.value("kl", "zero") > 0.01
+    assert report.value("recovered_zero", "untrained") == 0
+    assert report.value("dead_share", "untrained") == 1
+
+
+def test_mean_ablation_puts_the_train_mean_in_place(model, store):
+    fit = LinearFit()
+    for batch in store.batches("train", 64, hook_points=[HOOK]):
+        fit.add(batch[HOOK])
+    config = EvaluateConfig(n_resamples=100, batch_tokens=64, forward_tokens=128)
+    mean_sae = relu_sae(torch.zeros(WIDTH, 4), torch.zeros(4, WIDTH), fit.output_mean)
+    report = evaluate_sae(mean_sae, store, model, config=config, hook_point=HOOK)
+    assert report.value("ce") == pytest.approx(report.value("ce", "mean"), abs=1e-6)
+    assert report.value("recovered_mean") == pytest.approx(0, abs=1e-5)
+    assert report.value("ce", "mean") != report.value("ce", "zero")
+
+
+def test_clean_cross_entropy_equals_the_models_own_loss(model, store):
+    report = evaluate_sae(zero_sae(), store, model, config=EvaluateConfig(n_resamples=100), hook_point=HOOK)
+    losses = []
+    for piece in tiny_pieces(model, 20, 1000):
+        (batch,) = make_batches([piece], batch_tokens=8, pad_id=0, isolation="documents", context_tokens=14, eos_id=0)
+        logits, n = model.logits(batch)[0], len(piece.token_ids)
+        targets = torch.from_numpy(piece.token_ids[1:]).long()
+        losses.append(torch.nn.functional.cross_entropy(logits[: n - 1].float(), targets, reduction="none"))
+    losses = torch.cat(losses)
+    estimate = report.method("clean").metrics["ce"]
+    assert estimate.value == pytest.approx(losses.mean().item(), rel=1e-5)
+    assert (estimate.n_tokens, estimate.n_documents) == (len(losses), 20)
+
+
+def test_masked_positions_keep_their_activation_and_are_counted(model, store):
+    report = evaluate_sae(zero_sae(), store, model, config=EvaluateConfig(n_resamples=100), hook_point=HOOK)
+    downstream = report.measured_on["downstream"]
+    assert downstream["positions_kept"] == 20  # the special token of each document
+    assert downstream["positions_replaced"] == store.n_tokens("heldout") == 20 * 23
+    assert any("20 kept their own activation" in note for note in report.notes)
+
+
+def test_kept_tokens_are_those_that_are_not_special(store):
+    table = store.pieces("heldout")
+    assert (kept_tokens(store, table) == (table.token_ids != SPECIAL)).all()
+
+
+def test_downstream_text_is_whole_pieces_in_stored_order(store):
+    table = store.pieces("heldout")
+    text = SpliceText.choose(table, kept_tokens(store, table), 15)
+    assert [piece.start for piece in text.pieces] == [0, 14]
+    assert len(SpliceText.choose(table, kept_tokens(store, table), 14).pieces) == 1
+    assert len(SpliceText.choose(table, kept_tokens(store, table), 10**9).pieces) == len(table)
+
+
+def test_only_held_out_rows_are_measured_and_the_batch_size_does_not_matter(model, store):
+    sae = relu_sae(torch.randn(WIDTH, 8), torch.randn(8, WIDTH) / 8)
+    x = torch.cat([batch[HOOK] for batch in store.batches("heldout", 50)])
+    for batch_tokens in (7, 64, 4096):
+        config = EvaluateConfig(n_resamples=100, batch_tokens=batch_tokens, downstream_tokens=0)
+        report = evaluate_sae(sae, store, model, config=config, hook_point=HOOK)
+        assert report.value("fvu") == pytest.approx(fvu(x, sae(x).x_hat), rel=1e-6)
+        assert report.method("sae").metrics["fvu"].n_tokens == len(x) == 20 * 23
+        assert report.method("sae").density.n_tokens == len(x)
+
+
+def test_heldout_tokens_limits_what_is_measured(store):
+    config = EvaluateConfig(n_resamples=100, batch_tokens=64, heldout_tokens=100)
+    report = evaluate_sae(zero_sae(), store, config=config, hook_point=HOOK)
+    assert report.method("sae").metrics["fvu"].n_tokens == 100
+
+
+def test_pca_has_as_many_components_as_the_sae_has_active_latents(store):
+    report = evaluate_sae(identity_sae(), store, config=CONFIG, hook_point=HOOK)
+    assert report.subject["pca_components"] == WIDTH
+    assert report.value("fvu", "pca") == pytest.approx(0, abs=1e-9)
+    verdict = report.verdicts[0]
+    assert (verdict.baseline, verdict.metric) == ("pca", "fvu")
+
+
+def test_the_report_says_where_the_sae_loses_and_where_it_wins(model, store):
+    worse = evaluate_sae(zero_sae(), store, model, untrained=identity_sae(), config=CONFIG, hook_point=HOOK)
+    assert {v.outcome for v in worse.verdicts if v.baseline == "untrained"} >= {"worse"}
+    assert "does NOT beat untrained SAE" in worse.text()
+    better = evaluate_sae(identity_sae(), store, model, untrained=zero_sae(), config=CONFIG, hook_point=HOOK)
+    by_metric = {v.metric: v.outcome for v in better.verdicts if v.baseline == "untrained"}
+    assert by_metric["fvu"] == by_metric["kl"] == "better"
+    assert "The SAE beats untrained SAE" in better.markdown()
+    same = evaluate_sae(identity_sae(), store, model, untrained=identity_sae(), config=CONFIG, hook_point=HOOK)
+    assert "No difference found between the SAE and untrained SAE" in same.text()
+
+
+def test_classes_of_tokens_make_up_the_whole(model, store):
+    report = evaluate_sae(zero_sae(), store, model, config=CONFIG, hook_point=HOOK)
+    sae = report.method("sae")
+    for metric in ("fvu", "ce"):
+        parts = [by_metric[metric].n_tokens for by_metric in sae.by_class.values()]
+        assert sum(parts) == sae.metrics[metric].n_tokens
+    assert sae.by_class["first"]["fvu"].n_tokens == 20 * 3  # offsets 1 to 3: offset 0 is special
+
+
+def test_a_transcoder_reads_one_hook_and_replaces_another(model, store):
+    """The block's own MLP, written as a dictionary, would be exact; a linear one must give what it says on paper."""
+    torch.manual_seed(1)
+    transcoder = relu_sae(torch.randn(WIDTH, 24), torch.randn(24, WIDTH), target_hook_point=HOOK)
+    report = evaluate_sae(transcoder, store, model, config=CONFIG, hook_point=INPUT, target_hook_point=HOOK)
+    batches = list(store.batches("heldout", 4096))
+    assert report.value("fvu") == pytest.approx(fvu(batches[0][HOOK], transcoder(batches[0][INPUT]).x_hat), rel=1e-6)
+    backwards = relu_sae(torch.randn(WIDTH, 24), torch.randn(24, WIDTH), target_hook_point=INPUT)
+    with pytest.raises(MetricError, match="computed before"):
+        evaluate_sae(backwards, store, model, config=CONFIG, hook_point=HOOK, target_hook_point=INPUT)
+
+
+def test_without_a_model_the_report_says_that_downstream_was_not_measured(store):
+    report = evaluate_sae(zero_sae(), store, config=CONFIG, hook_point=HOOK)
+    assert report.measured_on["downstream"] is None
+    assert "CE, KL and recovered were not measured" in report.text()
+
+
+def test_a_store_without_train_rows_says_which_baselines_are_missing(model, tmp_path):
+    store = write_store(
+        tmp_path, {"heldout": capture(model, "heldout", tiny_pieces(model, 5, 1000))}, {HOOK: WIDTH, INPUT: WIDTH}
+    )
+    report = evaluate_sae(identity_sae(), store, model, config=CONFIG, hook_point=HOOK)
+    assert "PCA, mean ablation and token classes were not measured" in report.text()
+    assert report.value("recovered_zero") == 1
+    again = evaluate_sae(
+        identity_sae(), store, model, config=CONFIG, hook_point=HOOK, fit_batches=store.batches("heldout", 20)
+    )
+    assert again.value("fvu", "pca") is not None
+
+
+def test_the_wrong_width_or_hook_point_is_said_with_both_values(store):
+    with pytest.raises(SAEError, match=r"`layers.1.mlp` is 16 wide; this SAE expects d_in=12"):
+        evaluate_sae(identity_sae(12), store, hook_point=HOOK)
+    with pytest.raises(ActivationError, match=r"no hook point `layers.7`, but layers.1.mlp, layers.1.mlp.input"):
+        evaluate_sae(identity_sae(), store, hook_point="layers.7")
+
+
+def test_a_store_without_held_out_rows_is_an_error(model, tmp_path):
+    store = write_store(
+        tmp_path, {"train": capture(model, "train", tiny_pieces(model, 5, 0))}, {HOOK: WIDTH, INPUT: WIDTH}
+    )
+    with pytest.raises(MetricError, match="no held-out rows"):
+        evaluate_sae(identity_sae(), store, hook_point=HOOK)
+
+
+def test_the_report_survives_the_disk(model, store, tmp_path):
+    report = evaluate_sae(identity_sae(), store, model, untrained=zero_sae(), config=CONFIG, hook_point=HOOK)
+    report.save(tmp_path / "evaluation.json")
+    again = EvalReport.load(tmp_path / "evaluation.json")
+    assert again == report
+    assert again.text() == report.text()
+    (tmp_path / "other.json").write_text('{"format": "else"}')
+    with pytest.raises(RunError, match="is not an evaluation"):
+        EvalReport.load(tmp_path / "other.json")
+
+
+def test_every_row_of_the_tables_has_its_n_and_interval(model, store):
+    text = evaluate_sae(identity_sae(), store, model, untrained=zero_sae(), config=CONFIG, hook_point=HOOK).text()
+    for label in ("SAE", "PCA, k = 16", "untrained SAE", "clean model", "zero ablation", "mean ablation"):
+        assert any(line.startswith(label) for line in text.splitlines()), label
+    assert "n = 460 tokens of 20 held-out documents" in text
+    assert "100.0% of 4" in text
+    assert "█" in text
