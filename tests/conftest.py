@@ -11,8 +11,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 from jaxtyping import install_import_hook
 
 with install_import_hook("sparsight", "shapes.checked"):
-    import sparsight.cli
-    import sparsight.study
+    pass
 
 import pytest
 import torch
@@ -21,7 +20,9 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from sparsight.lm import LanguageModel, ModelConfig
 
-WORDS = "the a red blue green old cat dog house tree river runs sleeps sings under over with and but then slowly 1 22 333 ( ) { } ; ,".split()
+WORDS = (
+    "the a red blue green old cat dog house tree river runs sleeps sings under over with and but then slowly 1 22 333 ( ) { } ; ,"
+).split()
 
 
 def make_documents(n: int, *, seed: int = 0, shortest: int = 5, longest: int = 120) -> list[str]:
@@ -44,7 +45,9 @@ def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random Llama of 4 layers and width 32 with a byte-level tokenizer, as `save_pretrained` leaves it."""
     folder = tmp_path_factory.mktemp("models") / "tiny-llama"
     bpe = ByteLevelBPETokenizer()
-    bpe.train_from_iterator(make_documents(200, seed=99), vocab_size=400, special_tokens=["<s>", "</s>"], show_progress=False)
+    bpe.train_from_iterator(
+        make_documents(200, seed=99), vocab_size=400, special_tokens=["<s>", "</s>"], show_progress=False
+    )
     PreTrainedTokenizerFast(tokenizer_object=bpe._tokenizer, bos_token="<s>", eos_token="</s>").save_pretrained(folder)
     torch.manual_seed(0)
     config = LlamaConfig(
@@ -65,7 +68,9 @@ def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def reader(model_folder: Path) -> LanguageModel:
     """The tiny model cut after layer 2's MLP."""
-    return LanguageModel.load(ModelConfig(id=str(model_folder), dtype="float32"), hook_points=["layers.1", "layers.2.mlp"])
+    return LanguageModel.load(
+        ModelConfig(id=str(model_folder), dtype="float32"), hook_points=["layers.1", "layers.2.mlp"]
+    )
 
 
 @pytest.fixture(scope="session")

@@ -36,7 +36,9 @@ def where(out: Path) -> str:
     """What stood on disk at the kill: shards, the last checkpoint, finished SAEs."""
     shards = len(list(out.glob("activations/part-*/*.safetensors")))
     steps = sorted(file.name for file in out.glob("saes/*/checkpoint/*.safetensors"))
-    return f"{shards} shards, checkpoint {steps[-1] if steps else 'none'}, {len(list(out.glob('saes/*/cfg.json')))} SAEs"
+    return (
+        f"{shards} shards, checkpoint {steps[-1] if steps else 'none'}, {len(list(out.glob('saes/*/cfg.json')))} SAEs"
+    )
 
 
 def main() -> None:

@@ -5,9 +5,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import make_documents, write_texts
 from safetensors import safe_open
 
+from conftest import make_documents, write_texts
 from sparsight.activations import ActivationStore, CaptureConfig
 from sparsight.activations.shard import decode_int8, encode_int8
 from sparsight.collect import collect_activations
@@ -23,14 +23,23 @@ def text_config(path: str, **changes: object) -> TextConfig:
 
 
 def capture_config(**changes: object) -> CaptureConfig:
-    options = {"hook_points": (HOOK,), "n_tokens": 4998, "heldout_tokens": 900, "window_tokens": 1000, "dtype": "float32"}
+    options = {
+        "hook_points": (HOOK,),
+        "n_tokens": 4998,
+        "heldout_tokens": 900,
+        "window_tokens": 1000,
+        "dtype": "float32",
+    }
     return CaptureConfig(**options | changes)  # type: ignore[arg-type]
 
 
 def all_rows(store: ActivationStore, split: str) -> dict[str, torch.Tensor]:
     """Every row of a split; batches of 3 divide the numbers of training rows used here, so none is dropped."""
     batches = list(store.batches(split, 3))
-    columns = {name: torch.cat([getattr(batch, name) for batch in batches]) for name in ("token_ids", "document_ids", "positions", "piece_ids")}
+    columns = {
+        name: torch.cat([getattr(batch, name) for batch in batches])
+        for name in ("token_ids", "document_ids", "positions", "piece_ids")
+    }
     return columns | {"x": torch.cat([batch[HOOK] for batch in batches])}
 
 
@@ -51,7 +60,9 @@ def test_rows_are_the_models_own_activations(tmp_path: Path, reader: LanguageMod
         assert pieces.tokens(piece_id)[key[1] - pieces.starts[piece_id]] == rows["token_ids"][i]
 
 
-def test_no_token_is_doubled_and_held_out_documents_stay_apart(tmp_path: Path, reader: LanguageModel, text_path: str) -> None:
+def test_no_token_is_doubled_and_held_out_documents_stay_apart(
+    tmp_path: Path, reader: LanguageModel, text_path: str
+) -> None:
     store = collect_activations(reader, text_config(text_path), capture_config(), tmp_path)
     assert (store.n_tokens("train"), store.n_tokens("heldout")) == (4998, 900)
     keys = {}
@@ -88,12 +99,18 @@ def test_int8_rows_are_within_their_stated_error() -> None:
 
 
 def test_int8_store_reads_back_close(tmp_path: Path, reader: LanguageModel, text_path: str) -> None:
-    exact = all_rows(collect_activations(reader, text_config(text_path), capture_config(), tmp_path / "a"), "heldout")["x"]
-    small = all_rows(collect_activations(reader, text_config(text_path), capture_config(dtype="int8"), tmp_path / "b"), "heldout")["x"]
+    exact = all_rows(collect_activations(reader, text_config(text_path), capture_config(), tmp_path / "a"), "heldout")[
+        "x"
+    ]
+    small = all_rows(
+        collect_activations(reader, text_config(text_path), capture_config(dtype="int8"), tmp_path / "b"), "heldout"
+    )["x"]
     assert ((small - exact).abs().amax(1) <= exact.abs().amax(1) / 254 * 1.001).all()
 
 
-def test_batches_from_the_middle_equal_those_of_a_whole_pass(tmp_path: Path, reader: LanguageModel, text_path: str) -> None:
+def test_batches_from_the_middle_equal_those_of_a_whole_pass(
+    tmp_path: Path, reader: LanguageModel, text_path: str
+) -> None:
     store = collect_activations(reader, text_config(text_path), capture_config(), tmp_path)
     whole = list(store.batches("train", 300, epochs=3, seed=5))
     assert len(whole) == 49
@@ -114,7 +131,9 @@ def test_each_epoch_has_every_row_in_another_order(tmp_path: Path, reader: Langu
 def test_special_tokens_and_sinks_are_masked_and_counted(tmp_path: Path, reader: LanguageModel) -> None:
     path = write_texts(tmp_path, make_documents(100))
     text = text_config(path, bos="always", heldout_fraction=0.0)
-    store = collect_activations(reader, text, capture_config(n_tokens=3000, heldout_tokens=0, sink_norm_multiple=1.5), tmp_path / "a")
+    store = collect_activations(
+        reader, text, capture_config(n_tokens=3000, heldout_tokens=0, sink_norm_multiple=1.5), tmp_path / "a"
+    )
     counts = store.counts["train"]
     rows = all_rows(store, "train")
     assert counts["special"] > 30
@@ -173,15 +192,21 @@ def test_an_altered_shard_is_found_when_it_is_read(tmp_path: Path, reader: Langu
         list(ActivationStore.open(tmp_path).batches("train", 100))
 
 
-@pytest.mark.parametrize("header", [b"\xff" * 8, (10**6).to_bytes(8, "little") + b"{}", (2).to_bytes(8, "little") + b"[]", b"abc"])
-def test_a_file_that_is_no_shard_is_refused(tmp_path: Path, header: bytes, reader: LanguageModel, text_path: str) -> None:
+@pytest.mark.parametrize(
+    "header", [b"\xff" * 8, (10**6).to_bytes(8, "little") + b"{}", (2).to_bytes(8, "little") + b"[]", b"abc"]
+)
+def test_a_file_that_is_no_shard_is_refused(
+    tmp_path: Path, header: bytes, reader: LanguageModel, text_path: str
+) -> None:
     store = collect_activations(reader, text_config(text_path), capture_config(), tmp_path)
     (tmp_path / store.shards("train")[0].file).write_bytes(header)
     with pytest.raises(StoreError, match="train-00000"):
         ActivationStore.open(tmp_path)
 
 
-def test_a_deleted_shard_is_made_anew_with_the_same_bytes(tmp_path: Path, reader: LanguageModel, text_path: str) -> None:
+def test_a_deleted_shard_is_made_anew_with_the_same_bytes(
+    tmp_path: Path, reader: LanguageModel, text_path: str
+) -> None:
     store = collect_activations(reader, text_config(text_path), capture_config(), tmp_path)
     before = {entry.file: entry.sha256 for entry in store.entries}
     for number in (0, 2, 4):
@@ -200,7 +225,9 @@ def test_a_store_of_something_else_is_refused(tmp_path: Path, reader: LanguageMo
         ActivationStore.open(tmp_path).width("layers.9")
 
 
-def test_nan_names_hook_point_and_document(tmp_path: Path, reader: LanguageModel, text_path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nan_names_hook_point_and_document(
+    tmp_path: Path, reader: LanguageModel, text_path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     real = LanguageModel.read
 
     def poisoned(self: LanguageModel, batch: object, hook_points: object) -> dict:
@@ -214,7 +241,9 @@ def test_nan_names_hook_point_and_document(tmp_path: Path, reader: LanguageModel
         collect_activations(reader, text_config(text_path), capture_config(), tmp_path)
 
 
-def test_disk_full_in_mid_shard_loses_nothing(tmp_path: Path, reader: LanguageModel, text_path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_disk_full_in_mid_shard_loses_nothing(
+    tmp_path: Path, reader: LanguageModel, text_path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import errno
 
     from sparsight.activations import shard

@@ -4,12 +4,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_activations_store import HOOK, capture_config, text_config
 
 from sparsight.activations import ActivationStream, capture
 from sparsight.collect import collect_activations
 from sparsight.errors import TextError
 from sparsight.lm import LanguageModel
+from test_activations_store import HOOK, capture_config, text_config
 
 
 def test_stream_and_store_give_the_same_batches(tmp_path: Path, reader: LanguageModel, text_path: str) -> None:
@@ -48,7 +48,12 @@ def test_the_ring_is_allocated_once(reader: LanguageModel, text_path: str, monke
             made.append(self.n_rows)
 
     monkeypatch.setattr(capture, "WindowBuffer", Counting)
-    n = sum(len(batch) for batch in ActivationStream(reader, text_config(text_path), capture_config(n_tokens=9000), seed=0).batches(100))
+    n = sum(
+        len(batch)
+        for batch in ActivationStream(reader, text_config(text_path), capture_config(n_tokens=9000), seed=0).batches(
+            100
+        )
+    )
     assert n == 9000
     assert made == [1064, 1064]  # window_tokens and one piece more, twice, for nine windows
 

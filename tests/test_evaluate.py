@@ -197,6 +197,14 @@ def test_masked_positions_keep_their_activation_and_are_counted(model, store):
     assert any("20 kept their own activation" in note for note in report.notes)
 
 
+def test_splicing_into_another_model_than_was_collected_from_is_said(model, store):
+    report = evaluate_sae(zero_sae(), store, model, config=CONFIG, hook_point=HOOK)
+    assert any("collected from id tiny, spliced into LlamaForCausalLM" in note for note in report.notes)
+    same = LanguageModel(model._module, model.tokenizer, model.config, {"id": "tiny"})
+    report = evaluate_sae(zero_sae(), store, same, config=CONFIG, hook_point=HOOK)
+    assert not any("Another model" in note for note in report.notes)
+
+
 def test_kept_tokens_are_those_that_are_not_special(store):
     table = store.pieces("heldout")
     assert (kept_tokens(store, table) == (table.token_ids != SPECIAL)).all()

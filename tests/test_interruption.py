@@ -45,11 +45,13 @@ def test_twenty_kills_leave_the_same_bytes(tmp_path: Path, recipe_path: Path, mo
     assert studies
     for run in studies:
         assert fingerprints(run) == whole
-        assert not [file for file in run.rglob("*.tmp")]
+        assert not list(run.rglob("*.tmp"))
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_stop_signal_saves_and_leaves_a_resumable_run(tmp_path: Path, recipe_path: Path, number: signal.Signals) -> None:
+def test_a_stop_signal_saves_and_leaves_a_resumable_run(
+    tmp_path: Path, recipe_path: Path, number: signal.Signals
+) -> None:
     more = ("--set", "activations.n_tokens=20000", "--set", "activations.allow_short=true", "--set", "train.epochs=40")
     process = start(recipe_path, tmp_path / "run", *more)
     log = tmp_path / "run" / "saes" / "topk" / "training.jsonl"

@@ -42,16 +42,16 @@ def test_kth_largest_counts_ties():
 
 
 def test_jumprelu_has_the_papers_pseudo_derivatives():
-    # threshold 1, bandwidth 1: the kernel covers (0.5, 1.5) with height 1
-    pre = torch.tensor([[0.2], [0.8], [1.2], [3.0]], requires_grad=True)
-    threshold = torch.tensor([1.0], requires_grad=True)
+    # threshold 2, bandwidth 1: the kernel covers (1.5, 2.5) with height 1
+    pre = torch.tensor([[1.2], [1.8], [2.2], [4.0]], requires_grad=True)
+    threshold = torch.tensor([2.0], requires_grad=True)
     z, l0 = jumprelu_train(pre, threshold, torch.tensor(1.0))
-    assert z.squeeze().tolist() == pytest.approx([0, 0, 1.2, 3.0])
+    assert z.squeeze().tolist() == pytest.approx([0, 0, 2.2, 4.0])
     assert l0 == 0.5
     weights = torch.tensor([[1.0], [10.0], [100.0], [1000.0]])
     d_pre, d_threshold = torch.autograd.grad((z * weights).sum(), [pre, threshold], retain_graph=True)
     assert d_pre.squeeze().tolist() == [0, 0, 100, 1000]
-    assert d_threshold.item() == pytest.approx(-(10 + 100))
+    assert d_threshold.item() == pytest.approx(-2 * (10 + 100))
     d_pre, d_threshold = torch.autograd.grad(l0, [pre, threshold])
     assert d_pre.abs().sum() == 0
     assert d_threshold.item() == pytest.approx(-2 / 4)

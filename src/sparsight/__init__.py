@@ -39,7 +39,7 @@ _HOMES = {
     "train_saes": "sparsight.train",
 }
 
-__all__ = ["__version__", *_HOMES]  # noqa: PLE0604
+__all__ = ["__version__", *_HOMES]
 
 if TYPE_CHECKING:
     from sparsight.activations import ActivationBatch, ActivationStore, ActivationStream, CaptureConfig, StoreSource

@@ -39,7 +39,9 @@ class Run(_OnRecipe):
         from sparsight.study import run_study
 
         run = run_study(load_recipe(self.recipe, self.set), self.out, stop=stop)
-        print(f"\n{run.report.read_text(encoding='utf-8')}\nReport: {run.report}\nLook closer: sparsight show {run.path} [LATENT]")
+        print(
+            f"\n{run.report.read_text(encoding='utf-8')}\nReport: {run.report}\nLook closer: sparsight show {run.path} [LATENT]"
+        )
 
 
 @dataclass(frozen=True)
@@ -78,7 +80,9 @@ class Collect(_OnRecipe):
         run = RunDir(self.out or Path("runs") / recipe.name)
         model = LanguageModel.load(recipe.model, hook_points=recipe.activations.hook_points)
         part = (int(rank), int(world))
-        store = collect_activations(model, recipe.text, recipe.activations, run.activations, seed=recipe.seed, part=part)
+        store = collect_activations(
+            model, recipe.text, recipe.activations, run.activations, seed=recipe.seed, part=part
+        )
         print(f"{store.path}: {store.n_tokens('train'):,} training and {store.n_tokens('heldout'):,} held-out tokens.")
 
 
@@ -137,7 +141,11 @@ class Show:
     def __call__(self, stop: StopFlag) -> None:
         from sparsight.study import Study
 
-        print(Study.reopen(RunDir.open(self.run)).show(self.sae, latent=self.latent, text=self.text, color=sys.stdout.isatty()))
+        print(
+            Study.reopen(RunDir.open(self.run)).show(
+                self.sae, latent=self.latent, text=self.text, color=sys.stdout.isatty()
+            )
+        )
 
 
 _COMMANDS = (Run, Plan, Collect, Evaluate, Index, Show)
@@ -155,7 +163,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(f"sparsight: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(2)
     except Interrupted as stopped:
-        print(f"\nsparsight: stopped by {stopped}; what was done is saved. Run the same command again to go on.", file=sys.stderr)
+        print(
+            f"\nsparsight: stopped by {stopped}; what was done is saved. Run the same command again to go on.",
+            file=sys.stderr,
+        )
         sys.exit(stopped.exit_code)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

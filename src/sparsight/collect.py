@@ -82,7 +82,12 @@ def _plain(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def _make_missing_anew(
-    writer: StoreWriter, model: LanguageModel, text: TextConfig, capture: CaptureConfig, seed: int, part: tuple[int, int]
+    writer: StoreWriter,
+    model: LanguageModel,
+    text: TextConfig,
+    capture: CaptureConfig,
+    seed: int,
+    part: tuple[int, int],
 ) -> None:
     for entry in writer.missing():
         progress = writer.progress(before=entry)
@@ -91,9 +96,13 @@ def _make_missing_anew(
             capture_windows(model, text, capture, seed=seed, progress=progress, splits=(entry.split,), part=part), None
         )
         if window is None:
-            raise TextError(f"Shard {entry.file} is missing and the text no longer reaches it. Collect into another run directory.")
+            raise TextError(
+                f"Shard {entry.file} is missing and the text no longer reaches it. Collect into another run directory."
+            )
         again = writer.add(window, counts)
-        same = "the same bytes" if again.sha256 == entry.sha256 else "OTHER bytes than before (another machine or version)"
+        same = (
+            "the same bytes" if again.sha256 == entry.sha256 else "OTHER bytes than before (another machine or version)"
+        )
         _log.warning("Shard %s was missing and was made anew: %s.", entry.file, same)
 
 

@@ -249,11 +249,13 @@ def _notes(
     else:
         yield (
             f"Downstream, {downstream.n_replaced:,} positions in {downstream.n_pieces:,} pieces were replaced; "
-            f"{downstream.n_kept:,} kept their own activation, as collection left them out (special tokens, sinks, rows beyond those asked for)."
+            f"{downstream.n_kept:,} kept their own activation, as collection left them out "
+            "(special tokens, sinks, rows beyond those asked for)."
         )
-        collected, spliced = (source.get("id") for source in (store.model, model.provenance))
-        if collected != spliced:
-            yield f"The activations were collected from {collected} and spliced into {spliced}."
+        for key in ("id", "commit", "sha256", "sampled_sha256"):
+            collected, spliced = store.model.get(key), model.provenance.get(key)
+            if collected != spliced:
+                yield f"Another model: activations were collected from {key} {collected}, spliced into {spliced}."
         if store.text.get("isolation") == "packed":
             yield "Activations were collected with several documents a row; downstream, each piece runs in a row alone."
     if untrained is None:

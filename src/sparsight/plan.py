@@ -8,13 +8,14 @@ or a data sheet's (artifact/devices.py). The efficiencies, and why:
 
     CUDA            0.4    products of this size reach 0.6-0.8 of the peak; norms, recurrences, selection and hooks take
                            the rest. A naive loop reached 0.16 on an RTX 4090; PaLM trained at 0.46 (arXiv:2204.02311)
-    CPU bfloat16    0.25   with AMX, SmolLM2-135M cut at layer 15 ran at 0.33 of the matrix rate, a TopK SAE step at
-                           0.2: where products are so fast, all else shows
-    CPU float32     0.6    the same two: 0.75 and 0.5
+    CPU bfloat16    0.25   measured with AMX on one thread: SmolLM2-135M cut at layer 15 runs at 0.29 of the matrix
+                           rate, a TopK step at 0.19, a ReLU step at 0.27: where products are so fast, all else shows
+    CPU float32     0.65   the same three: 0.66, 0.66, 0.73
     bandwidth       0.7    of a pass over contiguous memory, such as an optimiser's
     disk            0.5 GB/s, a SATA SSD
 
-All of it is an estimate, good to a factor of two in time and a fifth in memory. Trade-off: one number for each kind of
+All of it is an estimate, good to a factor of two in time, on a machine that does nothing else, and a fifth in memory.
+Trade-off: one number for each kind of
 work in place of a model of the machine; a run's own progress bar soon knows better.
 """
 
@@ -22,7 +23,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from sparsight.artifact.devices import Device, measured, named_device, this_device
+from sparsight.artifact.devices import Device, busy, measured, named_device, this_device
 from sparsight.errors import PlanError
 from sparsight.lm.geometry import read_geometry
 from sparsight.recipe import Recipe
@@ -33,7 +34,7 @@ __all__ = ["Plan", "check_fits", "make_plan"]
 
 _EFFICIENCY = {
     "cuda": {"bfloat16": 0.4, "float16": 0.4, "float32": 0.4},
-    "cpu": {"bfloat16": 0.25, "float16": 0.25, "float32": 0.6},
+    "cpu": {"bfloat16": 0.25, "float16": 0.25, "float32": 0.65},
 }
 _BANDWIDTH_EFFICIENCY = 0.7
 _DISK_BYTES_PER_SECOND = 0.5e9
@@ -85,7 +86,7 @@ def make_plan(recipe: Recipe, *, device: str | Device | None = None, run_path: P
         named = named_device(device) if isinstance(device, str) else device
         return Plan(fit=hold_against(recipe, geometry, named, path, here=False))
     dtypes = {recipe.model.dtype, "float32", *(sae.precision for sae in recipe.sae)}
-    here = measured(this_device(recipe.model.device), dtypes)
+    here = measured(this_device(recipe.model.device), dtypes, sides=(geometry.d_model, geometry.widest))
     return Plan(fit=hold_against(recipe, geometry, here, path, here=True))
 
 
@@ -140,6 +141,8 @@ def _times(plan: Plan) -> Iterator[str]:
     if seconds := plan.seconds:
         stages = ", ".join(f"{stage} {_duration(each)}" for stage, each in seconds.items())
         yield _line("time", f"{stages}; together {_duration(sum(seconds.values()))}")
+        if plan.fit.disk_free is not None and (load := busy()) > 1:
+            yield _line("", f"this machine is busy (load {load:.1f} a processor): until that ends, longer by as much")
         live = " (in train: the model is read live)" if plan.fit.recipe.activations.mode == "stream" else ""
         yield _line("", f"the forward passes alone, at the device's peak: {_duration(plan.roof_seconds)}{live}")
 

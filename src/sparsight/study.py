@@ -8,10 +8,13 @@ import logging
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 
-from sparsight.activations import ActivationStore, ActivationStream, StoreSource, missing_shards
+import torch
+
+from sparsight.activations import ActivationBatch, ActivationStore, ActivationStream, StoreSource, missing_shards
 from sparsight.artifact import Manifest, RunDir, StopFlag, environment, locked, write_atomic
 from sparsight.collect import collect_activations
 from sparsight.errors import RecipeError, RunError
@@ -29,7 +32,13 @@ from sparsight.train import load_stream_state, load_untrained, train_saes
 __all__ = ["Study", "run_study"]
 
 _log = logging.getLogger(__name__)
-_MAY_CHANGE = ("activations.allow_short", "activations.skip_damaged", "train.loggers", "train.log_every_steps", "train.checkpoint_every_steps")
+_MAY_CHANGE = (
+    "activations.allow_short",
+    "activations.skip_damaged",
+    "train.loggers",
+    "train.log_every_steps",
+    "train.checkpoint_every_steps",
+)
 
 
 def run_study(recipe: Recipe, out: str | Path | None = None, *, stop: StopFlag | None = None) -> RunDir:
@@ -59,21 +68,34 @@ class Study:
         """The SAE with this id, or all. Raises RunError listing what there is, or when one is not trained yet."""
         chosen = tuple(sae for sae in self.recipe.sae if sae_id in (None, sae.id))
         if not chosen:
-            raise RunError(f"{self.run.path} has no SAE {sae_id!r}; it has {', '.join(sae.id for sae in self.recipe.sae)}.")
+            raise RunError(
+                f"{self.run.path} has no SAE {sae_id!r}; it has {', '.join(sae.id for sae in self.recipe.sae)}."
+            )
         for sae in chosen:
             if not self._trained(sae):
-                raise RunError(f"SAE {sae.id} in {self.run.path} is not trained yet. Run the recipe to its end: sparsight run RECIPE.")
+                raise RunError(
+                    f"SAE {sae.id} in {self.run.path} is not trained yet. Run the recipe to its end: sparsight run RECIPE."
+                )
         return chosen
 
-    def show(self, sae_id: str | None, *, latent: int | None = None, text: str | None = None, color: bool = False) -> str:
+    def show(
+        self, sae_id: str | None, *, latent: int | None = None, text: str | None = None, color: bool = False
+    ) -> str:
         """What a person looks at: an overview of one SAE's features, one latent, or what a text makes fire."""
         sae = self.chosen(sae_id)[0]
         index = FeatureIndex.open(self.run.features(sae.id))
         if text is not None:
             names = [sae.hook_point, *filter(None, [sae.target_hook_point])]
             model = LanguageModel.load(self.recipe.model, hook_points=names)
-            places = {"hook_point": sae.hook_point, "target_hook_point": sae.target_hook_point}
-            return show_text(self._load(sae), model, text, **places, index=index, color=color)
+            return show_text(
+                self._load(sae),
+                model,
+                text,
+                hook_point=sae.hook_point,
+                target_hook_point=sae.target_hook_point,
+                index=index,
+                color=color,
+            )
         tokenizer = resolve_checkpoint(self.recipe.model).tokenizer()
         if latent is not None:
             return show_latent(index, tokenizer, latent, color=color)
@@ -137,6 +159,7 @@ class Study:
                     config=self.recipe.evaluate,
                     hook_point=sae.hook_point,
                     target_hook_point=sae.target_hook_point,
+                    fit_batches=self._fit_batches(),
                 )
                 report.save(self.run.evaluation(sae.id))
 
@@ -163,7 +186,12 @@ class Study:
             index = FeatureIndex.open(self.run.features(sae.id))
             overview = show_overview(index, self.whole_model.tokenizer, color=False)
             lines += ["### Some of its features", "", "```text", overview, "```", ""]
-        lines += ["## Time", "", *(f"- {name}: {step['seconds']:.0f} s" for name, step in self.manifest.values["steps"].items()), ""]
+        lines += [
+            "## Time",
+            "",
+            *(f"- {name}: {step['seconds']:.0f} s" for name, step in self.manifest.values["steps"].items()),
+            "",
+        ]
         write_atomic(self.run.report, "\n".join(lines).encode())
 
     @cached_property
@@ -173,7 +201,9 @@ class Study:
 
     @cached_property
     def whole_model(self) -> LanguageModel:
-        """The model with its head."""
+        """The model with its head; takes the reader's place, since two copies would not fit a small GPU."""
+        self.__dict__.pop("reader", None)
+        torch.cuda.empty_cache()
         return LanguageModel.load(self.recipe.model)
 
     @property
@@ -189,7 +219,8 @@ class Study:
             refused = {
                 key: values
                 for key, values in changed.items()
-                if key not in _MAY_CHANGE and not (key.startswith("sae.") and not any(key.startswith(f"sae.{each}.") for each in old_ids))
+                if key not in _MAY_CHANGE
+                and not (key.startswith("sae.") and not any(key.startswith(f"sae.{each}.") for each in old_ids))
             }
             if refused:
                 key, (old, new) = next(iter(refused.items()))
@@ -205,7 +236,11 @@ class Study:
     def _is_done(self) -> bool:
         outputs = [self.run.report]
         for sae in self.recipe.sae:
-            outputs += [self.run.sae(sae.id) / "cfg.json", self.run.evaluation(sae.id), self.run.features(sae.id) / "index.json"]
+            outputs += [
+                self.run.sae(sae.id) / "cfg.json",
+                self.run.evaluation(sae.id),
+                self.run.features(sae.id) / "index.json",
+            ]
         return all(path.exists() for path in outputs) and not missing_shards(self.run.activations)
 
     def _collected(self) -> bool:
@@ -226,7 +261,9 @@ class Study:
         return SparseAutoencoder.load(self.run.sae(sae.id)).to(self._device())
 
     def _device(self) -> str:
-        return str(self.whole_model.device if "whole_model" in self.__dict__ else choose_device(self.recipe.model.device))
+        return str(
+            self.whole_model.device if "whole_model" in self.__dict__ else choose_device(self.recipe.model.device)
+        )
 
     def _source(self, saes: list[SAEConfig]) -> StoreSource | ActivationStream:
         """Where the training batches come from."""
@@ -236,6 +273,15 @@ class Study:
             return StoreSource(self.store, tuple(names), recipe.train.epochs, recipe.seed)
         state = load_stream_state(self.run.saes)
         return ActivationStream(self.reader, recipe.text, recipe.activations, seed=recipe.seed, state=state)
+
+    def _fit_batches(self) -> Iterator[ActivationBatch] | None:
+        """Training rows for the baselines where the store keeps none: captured anew."""
+        if self.recipe.activations.mode == "store":
+            return None
+        n_tokens = min(self.recipe.evaluate.pca_fit_tokens, self.recipe.activations.n_tokens)
+        capture = replace(self.recipe.activations, n_tokens=n_tokens, allow_short=True)
+        stream = ActivationStream(self.whole_model, self.recipe.text, capture, seed=self.recipe.seed)
+        return stream.batches(min(n_tokens, self.recipe.evaluate.batch_tokens))
 
     def _sae_metadata(self) -> dict[str, object]:
         """What the SAE was trained on, in the words that other tools look for."""

@@ -14,7 +14,6 @@ import logging
 import shutil
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -24,7 +23,16 @@ from torch import Tensor
 from tqdm import tqdm
 
 from sparsight.activations import ActivationBatch
-from sparsight.artifact import MetricLoggers, StopFlag, append_jsonl, atomic_path, read_json, read_jsonl, write_atomic, write_json
+from sparsight.artifact import (
+    MetricLoggers,
+    StopFlag,
+    append_jsonl,
+    atomic_path,
+    read_json,
+    read_jsonl,
+    write_atomic,
+    write_json,
+)
 from sparsight.errors import ActivationError, StoreError
 from sparsight.recipe import TrainConfig
 from sparsight.sae import SAEConfig, SAETrainer, SparseAutoencoder, untrained_sae
@@ -57,7 +65,9 @@ class BatchSource(Protocol):
         ...
 
 
-def train_sae(batches: Iterable[ActivationBatch], config: SAEConfig, *, total_steps: int, device: str = "cpu") -> SparseAutoencoder:
+def train_sae(
+    batches: Iterable[ActivationBatch], config: SAEConfig, *, total_steps: int, device: str = "cpu"
+) -> SparseAutoencoder:
     """Trains one SAE on `total_steps` batches of equal size from any iterable, and returns it ready for use.
 
     The hook point is the config's, or the only one in the batches. Raises ActivationError when the batches end early.
@@ -70,7 +80,9 @@ def train_sae(batches: Iterable[ActivationBatch], config: SAEConfig, *, total_st
         trainer.step(x, target)
         if step + 1 == total_steps:
             return trainer.finished()
-    raise ActivationError(f"The batches ended before step {total_steps:,}; the learning rate is planned for all of them.")
+    raise ActivationError(
+        f"The batches ended before step {total_steps:,}; the learning rate is planned for all of them."
+    )
 
 
 def train_saes(
@@ -108,7 +120,11 @@ def load_stream_state(folder: Path) -> dict[str, Any] | None:
     if not file.exists():
         return None
     with np.load(file, allow_pickle=False) as state:
-        return {"windows": json.loads(str(state["windows"])), "seen_ids": state["seen_ids"], "seen_rows": state["seen_rows"]}
+        return {
+            "windows": json.loads(str(state["windows"])),
+            "seen_ids": state["seen_ids"],
+            "seen_rows": state["seen_rows"],
+        }
 
 
 def load_untrained(folder: Path) -> SparseAutoencoder:
@@ -156,6 +172,8 @@ class _Session:
 
     def run(self, stop: StopFlag | None, loggers: MetricLoggers) -> None:
         """Takes the steps that are left."""
+        if self.step == self.total_steps:
+            return
         started, first = time.monotonic(), self.step
         batches = self.source.batches(self.train.batch_tokens, start_batch=self.step)
         bar = tqdm(total=self.total_steps, initial=self.step, unit=" steps", desc="train", disable=None, smoothing=0.1)
@@ -172,13 +190,19 @@ class _Session:
                     stop.leave()
                 if self.step == self.total_steps:
                     return
-        _log.warning("The activations ended at step %d of %d; the SAEs are saved as they stand.", self.step, self.total_steps)
+        _log.warning(
+            "The activations ended at step %d of %d; the SAEs are saved as they stand.", self.step, self.total_steps
+        )
 
     def save_finished(self, metadata: dict[str, Any]) -> None:
         """Writes the SAEs, then removes the checkpoints. Safe to be killed in: what is missing is made again from the last one."""
         self._save()
         for config in self.configs:
-            trained = {"steps": self.step, "tokens": self.step * self.train.batch_tokens, "batch_tokens": self.train.batch_tokens}
+            trained = {
+                "steps": self.step,
+                "tokens": self.step * self.train.batch_tokens,
+                "batch_tokens": self.train.batch_tokens,
+            }
             extra = metadata | {"sparsight_training": trained}
             self.trainers[config.id].finished().save(self.folder / config.id, metadata=extra)
 
@@ -201,7 +225,12 @@ class _Session:
                     f"SAE {sae_id}: the loss is {record['loss']} at step {self.step}. Lower sae.{sae_id}.lr, or look at the activations. "
                     "The last checkpoint is kept."
                 )
-            line = {"step": self.step, "tokens": self.step * self.train.batch_tokens, "tokens_per_second": round(rate), **record}
+            line = {
+                "step": self.step,
+                "tokens": self.step * self.train.batch_tokens,
+                "tokens_per_second": round(rate),
+                **record,
+            }
             append_jsonl(self.folder / sae_id / "training.jsonl", line)
             loggers.send(sae_id, self.step, record)
 
@@ -226,7 +255,12 @@ class _Session:
             d_in = self.source.hook_points[config.hook_point]
             d_out = self.source.hook_points[config.target_hook_point or config.hook_point]
             trainer = SAETrainer(
-                config, d_in, d_out, total_steps=self.total_steps, batch_tokens=self.train.batch_tokens, device=self.device
+                config,
+                d_in,
+                d_out,
+                total_steps=self.total_steps,
+                batch_tokens=self.train.batch_tokens,
+                device=self.device,
             )
             trainer.load_state_dict(state)
             self.trainers[config.id] = trainer
@@ -238,10 +272,14 @@ class _Session:
         """A checkpoint of all SAEs at this step; it counts from the moment that training.json names it."""
         for config in self.configs:
             with atomic_path(self._checkpoint(config.id, self.step)) as temp:
-                save_file({name: value.contiguous() for name, value in self.trainers[config.id].state_dict().items()}, temp)
+                save_file(
+                    {name: value.contiguous() for name, value in self.trainers[config.id].state_dict().items()}, temp
+                )
         if state := self.source.state_dict():
             buffer = io.BytesIO()
-            np.savez(buffer, seen_ids=state["seen_ids"], seen_rows=state["seen_rows"], windows=json.dumps(state["windows"]))
+            np.savez(
+                buffer, seen_ids=state["seen_ids"], seen_rows=state["seen_rows"], windows=json.dumps(state["windows"])
+            )
             write_atomic(self.folder / "stream.npz", buffer.getvalue())
         ids = [config.id for config in self.configs]
         write_json(self.pointer, {"step": self.step, "total_steps": self.total_steps, "ids": ids})

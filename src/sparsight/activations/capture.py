@@ -81,7 +81,9 @@ class Window:
     def chunk(self, piece_base: int, skip: int = 0) -> Chunk:
         """The rows in their order, piece ids counted from `piece_base`; a view of the buffer."""
         columns = {"token_ids": self.token_ids, "document_ids": self.document_ids, "positions": self.positions}
-        return Chunk(ActivationBatch(self.rows, **columns, piece_ids=self.piece_ids.long() + piece_base), self.order, skip)
+        return Chunk(
+            ActivationBatch(self.rows, **columns, piece_ids=self.piece_ids.long() + piece_base), self.order, skip
+        )
 
 
 def capture_windows(
@@ -110,7 +112,9 @@ def capture_windows(
         progress.commit(window)
 
 
-def make_buffer(model: LanguageModel, text: TextConfig, config: CaptureConfig, device: torch.device | str = "cpu") -> WindowBuffer:
+def make_buffer(
+    model: LanguageModel, text: TextConfig, config: CaptureConfig, device: torch.device | str = "cpu"
+) -> WindowBuffer:
     """Room for the largest window that can come: `window_tokens` and one piece more."""
     widths = {name: model.width(name) for name in config.hook_points}
     return WindowBuffer(widths, config.window_tokens + text.context_tokens, model.dtype, device)
@@ -190,7 +194,11 @@ def _capture(
     rows = {name: values[:n_rows] for name, values in buffer.rows.items()}
     _check_finite(rows, joined["document_ids"], joined["positions"])
     kept = torch.arange(n_rows)[~_is_sink(rows, config.sink_norm_multiple)]
-    counts = {"tokens": sum(len(piece.token_ids) for piece in pieces), "special": n_special, "sinks": n_rows - len(kept)}
+    counts = {
+        "tokens": sum(len(piece.token_ids) for piece in pieces),
+        "special": n_special,
+        "sinks": n_rows - len(kept),
+    }
     start = TextCursor(pieces[0].row, pieces[0].piece)
     return Window("", -1, rows, **joined, order=kept, pieces=_table(pieces), start=start, end=start, counts=counts)
 
@@ -198,7 +206,9 @@ def _capture(
 def _eos_id(model: LanguageModel, text: TextConfig) -> int:
     eos_id = model.tokenizer.eos_token_id
     if text.isolation == "packed" and eos_id is None:
-        raise TextError('text.isolation = "packed" needs an end-of-text token, which this tokenizer lacks. Use "documents".')
+        raise TextError(
+            'text.isolation = "packed" needs an end-of-text token, which this tokenizer lacks. Use "documents".'
+        )
     return eos_id or 0
 
 

@@ -73,7 +73,9 @@ class ActivationStore:
     def __init__(self, path: str | Path, *, skip_damaged: bool = False):
         self.path = Path(path)
         if not (self.path / "store.json").exists():
-            raise StoreError(f"{self.path} holds no activation store (no store.json). Collect one with `sparsight collect RECIPE`.")
+            raise StoreError(
+                f"{self.path} holds no activation store (no store.json). Collect one with `sparsight collect RECIPE`."
+            )
         self.description: dict[str, Any] = read_json(self.path / "store.json")
         if self.description.get("format") != FORMAT_VERSION:
             raise StoreError(
@@ -115,7 +117,9 @@ class ActivationStore:
 
     def shards(self, split: str) -> list[ShardEntry]:
         """The shards of a split, in reading order."""
-        return sorted((entry for entry in self.entries if entry.split == split), key=lambda entry: (entry.number, entry.file))
+        return sorted(
+            (entry for entry in self.entries if entry.split == split), key=lambda entry: (entry.number, entry.file)
+        )
 
     def n_tokens(self, split: str) -> int:
         """Rows in a split."""
@@ -269,7 +273,9 @@ def read_index(path: Path) -> list[ShardEntry]:
             for entry in read_json(path)["shards"]
         ]
     except (KeyError, TypeError) as error:
-        raise StoreError(f"{path} is not an index of shards ({error}). Delete its folder and collect that part anew.") from None
+        raise StoreError(
+            f"{path} is not an index of shards ({error}). Delete its folder and collect that part anew."
+        ) from None
 
 
 def _read_ahead(jobs: list[Callable[[], Chunk]]) -> Iterator[Chunk]:

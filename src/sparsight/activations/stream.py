@@ -28,7 +28,13 @@ class ActivationStream:
     """
 
     def __init__(
-        self, model: LanguageModel, text: TextConfig, config: CaptureConfig, *, seed: int, state: dict[str, Any] | None = None
+        self,
+        model: LanguageModel,
+        text: TextConfig,
+        config: CaptureConfig,
+        *,
+        seed: int,
+        state: dict[str, Any] | None = None,
     ):
         self.model, self.text, self.config, self.seed = model, text, config, seed
         self.hook_points = {name: model.width(name) for name in config.hook_points}
@@ -114,4 +120,9 @@ class ActivationStream:
 
 
 def _summary(window: Window) -> dict[str, Any]:
-    return {"n_rows": len(window), "n_pieces": len(window.pieces), "next": [window.end.row, window.end.piece], "counts": window.counts}
+    return {
+        "n_rows": len(window),
+        "n_pieces": len(window.pieces),
+        "next": [window.end.row, window.end.piece],
+        "counts": window.counts,
+    }

@@ -99,4 +99,6 @@ class StoreWriter:
                 )
         others = {folder.name[-3:] for folder in self.path.glob("part-*")} - {f"{world:03d}"}
         if others:
-            raise StoreError(f"Store {self.path} has parts of {', '.join(sorted(others))}; this run writes one of {world}.")
+            raise StoreError(
+                f"Store {self.path} has parts of {', '.join(sorted(others))}; this run writes one of {world}."
+            )

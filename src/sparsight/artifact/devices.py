@@ -20,18 +20,20 @@ import difflib
 import os
 import statistics
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from sparsight.errors import PlanError
 
-__all__ = ["DEVICES", "Device", "measured", "named_device", "this_device"]
+__all__ = ["DEVICES", "Device", "busy", "measured", "named_device", "this_device"]
 
 _MEASURE_SECONDS = 0.3
-_MEASURE_SIZE = {"cpu": 1024, "cuda": 8192}
+_MEASURE_ROWS = {"cpu": 1024, "cuda": 8192}
+_WIDEST_MEASURED = {"cpu": 1024, "cuda": 8192}  # one product then takes under 0.2 s
 _GIB_AS_GB = 1e9 / 2**30
 _CGROUP_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 
@@ -107,28 +109,61 @@ def this_device(wanted: str = "auto") -> Device:
     return Device(name=name, kind="cpu", memory_bytes=host, bandwidth=DEVICES["cpu"].bandwidth, host_bytes=host)
 
 
-def measured(device: Device, dtypes: Iterable[str]) -> Device:
-    """This machine's device with the matrix-product rate that it reaches at each dtype; takes 0.3 s for each."""
-    return replace(device, flops={dtype: _rate(device.kind, getattr(torch, dtype)) for dtype in sorted(set(dtypes))})
+def measured(device: Device, dtypes: Iterable[str], *, sides: tuple[int, int]) -> Device:
+    """This machine's device with the rate of matrix products that it reaches at each dtype; takes 0.3 s for each.
+
+    `sides`: of the job's matrices, since narrow ones may run slower.
+    """
+    rates = {dtype: _rate(device.kind, getattr(torch, dtype), sides) for dtype in sorted(set(dtypes))}
+    return replace(device, flops=rates)
 
 
-def _rate(kind: str, dtype: torch.dtype) -> float:
-    size = _MEASURE_SIZE[kind]
-    a = torch.randn(size, size, device=kind).to(dtype)
-    torch.mm(a, a)  # the first call loads libraries
+def busy() -> float:
+    """Processes that wanted to run for each processor, over the last minute; above 1 a new job gets a share."""
+    return os.getloadavg()[0] / (os.cpu_count() or 1)
+
+
+def _rate(kind: str, dtype: torch.dtype, sides: tuple[int, int]) -> float:
+    d_in, d_out = (min(side, _WIDEST_MEASURED[kind]) for side in sides)
+    a = torch.randn(_MEASURE_ROWS[kind], d_in, device=kind).to(dtype)
+    b = torch.randn(d_in, d_out, device=kind).to(dtype)
+    seconds = _seconds_on_gpu(a, b) if kind == "cuda" else _seconds_on_cpu(a, b)
+    return 2 * a.numel() * d_out / seconds
+
+
+def _seconds_on_gpu(a: Tensor, b: Tensor) -> float:
+    def once() -> float:
+        torch.cuda.synchronize()
+        started = time.perf_counter()
+        torch.mm(a, b)
+        torch.cuda.synchronize()
+        return time.perf_counter() - started
+
+    return _median(once)
+
+
+def _seconds_on_cpu(a: Tensor, b: Tensor) -> float:
+    """Processor time of one thread, shared among all: wall time would measure what else the machine does just now."""
+
+    def once() -> float:
+        started = time.thread_time()
+        torch.mm(a, b)
+        return time.thread_time() - started
+
+    n_threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        return _median(once) / n_threads
+    finally:
+        torch.set_num_threads(n_threads)
+
+
+def _median(once: Callable[[], float]) -> float:
+    once()  # the first product loads libraries
     seconds, end = [], time.perf_counter() + _MEASURE_SECONDS
     while not seconds or time.perf_counter() < end:
-        _wait(kind)
-        started = time.perf_counter()
-        torch.mm(a, a)
-        _wait(kind)
-        seconds.append(time.perf_counter() - started)
-    return 2 * size**3 / statistics.median(seconds)  # the best would be a machine that nobody else uses
-
-
-def _wait(kind: str) -> None:
-    if kind == "cuda":
-        torch.cuda.synchronize()
+        seconds.append(once())
+    return statistics.median(seconds)
 
 
 def _known_bandwidth(name: str) -> float:

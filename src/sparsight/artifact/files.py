@@ -29,6 +29,8 @@ __all__ = [
 ]
 
 _TEMP_SUFFIX = ".tmp"
+_UMASK = os.umask(0)
+os.umask(_UMASK)
 
 
 def cache_folder() -> Path:
@@ -49,6 +51,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
     handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=_TEMP_SUFFIX, dir=path.parent)
     os.close(handle)
     temp = Path(name)
+    temp.chmod(0o666 & ~_UMASK)  # mkstemp's 0600 would keep a shared machine's other users out
     try:
         with _told_in_one_line(path):
             yield temp
@@ -77,7 +80,9 @@ def read_json(path: Path) -> Any:
     except FileNotFoundError:
         raise RunError(f"{path} does not exist.") from None
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise RunError(f"{path} cannot be read as JSON ({error}). Remove it and rerun the step that writes it.") from None
+        raise RunError(
+            f"{path} cannot be read as JSON ({error}). Remove it and rerun the step that writes it."
+        ) from None
 
 
 def append_jsonl(path: Path, record: dict[str, Any]) -> None:

@@ -51,7 +51,9 @@ class MetricLoggers:
                 self.n_dropped += self._queue.qsize()
             self._thread.join(_CLOSE_SECONDS)
         if self.n_dropped:
-            _log.warning("%d metric records were not sent: the logger could not keep up. training.jsonl has all.", self.n_dropped)
+            _log.warning(
+                "%d metric records were not sent: the logger could not keep up. training.jsonl has all.", self.n_dropped
+            )
 
     def _drain(self) -> None:
         while (record := self._queue.get()) is not None:
@@ -85,5 +87,7 @@ def _make(name: str, folder: Path, run_name: str) -> _TensorBoard | _Wandb:
     try:
         module = importlib.import_module(_MODULES[name])
     except ImportError:
-        raise RunError(f"train.loggers names {name}, which is not installed. `pip install {name}`, or leave it out.") from None
+        raise RunError(
+            f"train.loggers names {name}, which is not installed. `pip install {name}`, or leave it out."
+        ) from None
     return (_TensorBoard if name == "tensorboard" else _Wandb)(module, folder, run_name)

@@ -35,36 +35,46 @@ class RunDir:
         """A run that exists. Raises RunError when `path` holds none."""
         run = cls(path)
         if not run.recipe.is_file():
-            raise RunError(f"{path} is not a run directory: it has no recipe.toml. Make one with `sparsight run RECIPE`.")
+            raise RunError(
+                f"{path} is not a run directory: it has no recipe.toml. Make one with `sparsight run RECIPE`."
+            )
         return run
 
     @property
     def recipe(self) -> Path:
+        """recipe.toml: the resolved recipe."""
         return self.path / "recipe.toml"
 
     @property
     def manifest(self) -> Path:
+        """manifest.json: see manifest.py."""
         return self.path / "manifest.json"
 
     @property
     def activations(self) -> Path:
+        """The ActivationStore."""
         return self.path / "activations"
 
     @property
     def saes(self) -> Path:
+        """Holds one folder an SAE."""
         return self.path / "saes"
 
     @property
     def report(self) -> Path:
+        """report.md: what a person reads."""
         return self.path / "report.md"
 
     def sae(self, sae_id: str) -> Path:
+        """The folder of one SAE."""
         return self.saes / sae_id
 
     def evaluation(self, sae_id: str) -> Path:
+        """The EvalReport of one SAE."""
         return self.sae(sae_id) / "evaluation.json"
 
     def features(self, sae_id: str) -> Path:
+        """The FeatureIndex of one SAE."""
         return self.path / "features" / sae_id
 
 

@@ -18,7 +18,7 @@ class IndexConfig:
     batch_tokens: int = 2048
     """Rows encoded at once."""
     value_dtype: str = "float32"
-    """How activations are kept: float32 | float16 (a quarter less disk, 3 digits; values beyond 65,504 are an error)."""
+    """How activations are kept: float32 | float16 (a quarter less disk, 3 digits; beyond 65,504 is an error)."""
     quantiles: tuple[float, ...] = (0.1, 0.25, 0.5, 0.75, 0.9, 0.99)
     """Quantiles of each latent's active values, 0 to 1, ascending."""
     histogram_bins: int = 20

@@ -43,6 +43,7 @@ class Trunk:
 
     @property
     def blocks(self) -> nn.ModuleList:
+        """The decoder blocks, in order."""
         return getattr(self.module, self.block_list)
 
 

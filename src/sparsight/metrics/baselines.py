@@ -45,6 +45,7 @@ class LinearBaseline:
         return self.decoder.shape[0]
 
     def reconstruct(self, x: Float[Tensor, "n d_in"]) -> Float[Tensor, "n d_out"]:
+        """The target predicted from the k components alone."""
         return (x.float() - self.input_mean) @ self.encoder @ self.decoder + self.output_mean
 
 

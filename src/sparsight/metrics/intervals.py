@@ -44,6 +44,7 @@ class Estimate:
     """Documents these tokens come from."""
 
     def to_json(self) -> dict[str, float | int | None]:
+        """As plain values."""
         return asdict(self)
 
 
@@ -114,6 +115,7 @@ class DocumentSums:
         return table.sum(-1) if group is None else table[:, group]
 
     def total(self, name: str, group: int | None = None) -> float:
+        """Sum of a column over all documents."""
         return float(self.column(name, group).sum())
 
     def resample(self, *, n_resamples: int, seed: int) -> "ResampledSums":

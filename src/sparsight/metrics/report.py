@@ -102,6 +102,7 @@ class EvalReport:
         return None if estimate is None else estimate.value
 
     def to_json(self) -> dict[str, Any]:
+        """The report as plain values; see the head of this module."""
         body = asdict(self)
         for verdict, written in zip(self.verdicts, body["verdicts"], strict=True):
             written["outcome"] = verdict.outcome

@@ -59,6 +59,7 @@ class LatentCounts:
         self.n_tokens += n_tokens
 
     def merge(self, other: "LatentCounts") -> None:
+        """Adds the counts of other tokens."""
         self.add_counts(other.counts, other.n_tokens)
 
     @property
@@ -79,6 +80,7 @@ class LatentCounts:
         return float((self.counts == 0).double().mean())
 
     def histogram(self) -> DensityHistogram:
+        """Latents by decade of density, and those that never fired."""
         density = self.density
         alive = density[density > 0]
         logs = np.clip(np.log10(alive), LOG10_EDGES[0], LOG10_EDGES[-1])

@@ -100,7 +100,7 @@ class Fit:
             return f"Together these would fit: {changes}."
         larger = [each.name for each in DEVICES.values() if each.memory_bytes >= best.device_bytes]
         where = f" A device with more memory would do: {', '.join(larger)}." if "device" in best.shortages else ""
-        advice = f"Even with {changes} " if taken else "No change of the recipe suffices: "
+        advice = f"Even with {changes}: " if taken else "No change of the recipe suffices: "
         return f"{advice}{best.what_is_short()}.{where} Otherwise take a smaller model, or fewer SAEs."
 
     def _alternatives(self) -> Iterator[str]:
@@ -113,7 +113,7 @@ class Fit:
                     break
 
     def _together(self) -> tuple[list[Change], "Fit"]:
-        """Changes that each bring it nearer, taken in turn until it fits; those made needless by later ones are dropped."""
+        """Changes that each bring it nearer, taken in turn until it fits; then without those that were needless."""
         taken, best = [], self
         for family in economies(self.recipe, fitting_tokens=self._tokens_that_fit()):
             tried = [(change, self._with(*taken, change)) for change in family]

@@ -66,14 +66,16 @@ class Recipe:
 
     def __post_init__(self) -> None:
         if self.schema != SCHEMA_VERSION:
-            raise RecipeError(f"The recipe has schema = {self.schema}; this version of Sparsight reads schema = {SCHEMA_VERSION}.")
+            raise RecipeError(
+                f"The recipe has schema = {self.schema}; this version of Sparsight reads schema = {SCHEMA_VERSION}."
+            )
         if not self.name or "/" in self.name or self.name.startswith("."):
             raise RecipeError(f"name = {self.name!r} cannot name a directory; use letters, digits, dots and dashes.")
         if not self.sae:
             raise RecipeError("The recipe has no [[sae]] section: name at least one SAE to train.")
         if self.activations.mode == "stream" and self.train.epochs > 1:
             raise RecipeError(
-                f"train.epochs = {self.train.epochs} needs activations.mode = \"store\": a live stream passes once."
+                f'train.epochs = {self.train.epochs} needs activations.mode = "store": a live stream passes once.'
             )
         object.__setattr__(self, "sae", tuple(self._with_hook_points(sae) for sae in self.sae))
         ids = [sae.id for sae in self.sae]

@@ -57,7 +57,11 @@ def dump_recipe(recipe: Recipe) -> str:
 def changed_keys(old: Recipe, new: Recipe) -> dict[str, tuple[Any, Any]]:
     """`section.key` -> (old value, new value) of all that differs; an SAE that one of them lacks is `sae.ID` -> (None, ...)."""
     before, after = _flatten(old), _flatten(new)
-    return {key: (before.get(key), after.get(key)) for key in sorted(before.keys() | after.keys()) if before.get(key) != after.get(key)}
+    return {
+        key: (before.get(key), after.get(key))
+        for key in sorted(before.keys() | after.keys())
+        if before.get(key) != after.get(key)
+    }
 
 
 def _flatten(recipe: Recipe) -> dict[str, Any]:
@@ -96,7 +100,9 @@ def _apply(values: dict[str, Any], override: str) -> None:
         elif isinstance(target, dict):
             target = target.setdefault(parent, {})
     if not isinstance(target, dict):
-        raise RecipeError(f"--set {override!r}: {'.'.join(parents)} is not a section; name an SAE by id or number, sae.ID.{key}.")
+        raise RecipeError(
+            f"--set {override!r}: {'.'.join(parents)} is not a section; name an SAE by id or number, sae.ID.{key}."
+        )
     try:
         target[key] = tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
@@ -113,7 +119,9 @@ def _entry(entries: list[dict[str, Any]], name: str) -> dict[str, Any]:
     for number, entry in enumerate(entries):
         if entry.get("id") == name or str(number) == name:
             return entry
-    raise RecipeError(f"--set: there is no SAE {name!r}; there are {', '.join(str(entry.get('id')) for entry in entries)}.")
+    raise RecipeError(
+        f"--set: there is no SAE {name!r}; there are {', '.join(str(entry.get('id')) for entry in entries)}."
+    )
 
 
 def _build(cls: type, values: Mapping[str, Any], where: str) -> Any:
@@ -143,7 +151,10 @@ def _convert(hint: Any, value: Any, key: str) -> Any:
     if origin is tuple:
         if not isinstance(value, list):
             raise RecipeError(f"`{key}` must be a list, not {value!r}.")
-        return tuple(_convert(arguments[0], each, f"{key}.{number}" if isinstance(each, dict) else key) for number, each in enumerate(value))
+        return tuple(
+            _convert(arguments[0], each, f"{key}.{number}" if isinstance(each, dict) else key)
+            for number, each in enumerate(value)
+        )
     if hint is float and type(value) is int:
         return float(value)
     if type(value) is not hint:

@@ -119,7 +119,10 @@ class SAETrainer:
         """Before the first step: what `untrained_sae` needs beside the seed, with up to 256 rows of the first batch."""
         assert self.steps_done == 0, "the initial state is gone after the first step"
         names = ("input_scale", "target_scale", "input_mean")
-        state = {name: self._measured[name] for name in names} | {"b_dec": self.weights["b_dec"], "sample": x[:_SAMPLE_ROWS].float()}
+        state = {name: self._measured[name] for name in names} | {
+            "b_dec": self.weights["b_dec"],
+            "sample": x[:_SAMPLE_ROWS].float(),
+        }
         return {name: tensor.detach().cpu().clone() for name, tensor in state.items()}
 
     def state_dict(self) -> dict[str, Tensor]:

@@ -29,7 +29,9 @@ def untrained_sae(trained: SparseAutoencoder, initial: Mapping[str, Tensor]) -> 
     wanted = {"sample": trained.d_in, "b_dec": trained.d_out, "input_mean": trained.d_in}
     for name, width in wanted.items():
         if name not in initial or initial[name].shape[-1] != width:
-            raise FormatError(f"The initial state of SAE {cfg.id} lacks {name} of width {width}. Train it anew to have its baseline.")
+            raise FormatError(
+                f"The initial state of SAE {cfg.id} lacks {name} of width {width}. Train it anew to have its baseline."
+            )
     weights = initial_weights(cfg, trained.d_in, trained.d_out) | {"b_dec": initial["b_dec"]}
     weights.pop("log_threshold", None)
     threshold = torch.zeros(cfg.n_latents)
