@@ -47,7 +47,7 @@ def main() -> None:
     os.waitpid(attempt(recipe, out / "whole"), 0)
     duration = time.monotonic() - started
     kills, study = 0, 0
-    while kills < n_kills or not (out / f"killed-{study - 1}" / "report.md").exists():
+    while kills < n_kills or (out / f"killed-{study}").exists():  # the last study, too, is rerun to its end
         target = out / f"killed-{study}"
         child = attempt(recipe, target)
         if kills < n_kills:

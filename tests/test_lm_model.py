@@ -50,6 +50,16 @@ def test_module_paths_outside_the_blocks_resolve_from_root_or_trunk():
         HookPoint.parse("model.visual.blocks.0").resolve(full.model.language_model)
 
 
+def test_a_vision_layer_is_never_taken_for_a_layer_of_the_text():
+    full = tiny_model("gemma3_vision")
+    names = [name for name, _ in full.named_modules() if "vision" in name and name.endswith("layers.0.mlp")]
+    for name in names:
+        assert HookPoint.parse(name).resolve(full) is full.get_submodule(name)
+        with pytest.raises(HookPointError):
+            HookPoint.parse(name).resolve(full.model.language_model)
+    assert names
+
+
 @pytest.mark.parametrize("suffix", ["", ".input"])
 def test_unknown_hook_point_lists_the_nearest_names_and_the_layers(suffix):
     model = tiny_model("qwen3_5")
@@ -263,9 +273,28 @@ def test_width_is_the_last_dimension_at_the_hook_point():
         model.width("layers.9")
 
 
+def test_rows_longer_than_the_model_takes_are_an_error():
+    model = LanguageModel.from_module(tiny_model("gpt2"), TOKENIZER)
+    with pytest.raises(ModelError, match=r"holds 264 tokens; .* takes 256\. Lower text\.context_tokens"):
+        model.read(as_batch(torch.full((1, 257), 5)), ["layers.0"])
+
+
 def break_module(full: hf.PreTrainedModel, forward: object) -> hf.PreTrainedModel:
     full.model.layers[1].mlp.forward = forward
     return full
+
+
+def test_self_check_refuses_logits_that_are_not_finite():
+    full = tiny_model("llama")
+    with torch.no_grad():
+        full.lm_head.weight[7, 0] = torch.inf
+    with pytest.raises(ModelError, match="infinite logits"):
+        LanguageModel.from_module(full, TOKENIZER)
+
+
+def test_a_module_that_gives_only_zeros_passes_the_self_check():
+    full = break_module(tiny_model("llama"), torch.zeros_like)
+    assert LanguageModel.from_module(full, TOKENIZER, hook_points=["layers.1.mlp"]).width("layers.1.mlp") == 32
 
 
 def test_self_check_names_a_hook_point_that_is_not_finite():

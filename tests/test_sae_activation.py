@@ -30,6 +30,15 @@ def test_batch_topk_is_a_topk_over_the_flattened_batch_whatever_the_hint(hint):
     assert smallest == best.values[-1]
 
 
+def test_batch_topk_keeps_all_ties_with_the_smallest_in_bfloat16():
+    pre = torch.randn(64, 32, generator=torch.Generator().manual_seed(3)).bfloat16().requires_grad_()
+    z, smallest = batch_topk(pre, 3)
+    kept = pre.detach() >= smallest
+    assert kept.sum() > 64 * 3
+    assert torch.equal(z > 0, kept)
+    assert torch.equal(torch.autograd.grad(z.sum(), pre)[0], kept.bfloat16())
+
+
 def test_batch_topk_never_lets_a_negative_value_through():
     pre = -torch.rand(4, 8)
     pre[0, 0] = 0.5

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-import tyro
-from tyro.conf import Positional, UseAppendAction, arg, subcommand
+from tyro.conf import Positional, UseAppendAction, arg
+from tyro.extras import subcommand_cli_from_dict
 
 from sparsight.artifact.rundir import Interrupted, RunDir, StopFlag, locked, stop_signals
 from sparsight.errors import SparsightError
@@ -155,7 +155,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point of `sparsight`."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     logging.getLogger("sparsight").setLevel(logging.INFO)
-    command = tyro.cli(_union(), prog="sparsight", description=_DESCRIPTION, args=arguments)
+    commands = {command.__name__.lower(): command for command in _COMMANDS}
+    command = subcommand_cli_from_dict(commands, prog="sparsight", description=_DESCRIPTION, args=arguments)
     try:
         with stop_signals() as stop:
             command(stop)
@@ -174,14 +175,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 _DESCRIPTION = "A language model's features: collect activations, train sparse autoencoders on them, measure and look at what they found."
-
-
-def _union() -> type:
-    annotated = [Annotated[command, subcommand(command.__name__.lower())] for command in _COMMANDS]
-    union = annotated[0]
-    for command in annotated[1:]:
-        union = union | command
-    return union
 
 
 if __name__ == "__main__":

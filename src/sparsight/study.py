@@ -135,7 +135,7 @@ class Study:
         todo = [sae for sae in self.recipe.sae if not self._trained(sae)]
         with self._step("train", done=not todo) as needed:
             if needed:
-                with stop.save_first() if stop else nullcontext():
+                with nullcontext() if stop is None else stop.save_first():
                     train_saes(
                         self._source(todo),
                         todo,

@@ -7,8 +7,10 @@ from the text, and a window holds hundreds of them.
 """
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -49,7 +51,8 @@ class WindowBuffer:
     """Room for one window's rows at every hook point, allocated once and filled again and again."""
 
     def __init__(self, widths: dict[str, int], n_rows: int, dtype: torch.dtype, device: torch.device | str = "cpu"):
-        self.rows = {name: torch.empty(n_rows, width, dtype=dtype, device=device) for name, width in widths.items()}
+        with torch.inference_mode(False):  # to be filled from any thread, whatever mode the caller is in
+            self.rows = {name: torch.empty(n_rows, width, dtype=dtype, device=device) for name, width in widths.items()}
         self.n_rows = n_rows
 
 
@@ -97,7 +100,7 @@ def capture_windows(
     part: tuple[int, int] = (0, 1),
     buffers: Sequence[WindowBuffer] | None = None,
     counts: TextCounts | None = None,
-) -> Iterator[Window]:
+) -> Generator[Window, None, None]:
     """Captures windows until each split has the rows it wants or the text ends; commits a window when the next is asked for.
 
     `buffers` are used in turn; a window's rows hold until its buffer comes round again. Raises ActivationError on NaN or infinity.
@@ -138,8 +141,9 @@ def _plan_windows(
     pending: dict[str, list[Piece]] = {split: [] for split in splits}
     sizes = dict.fromkeys(splits, 0)
     start = min(progress.next[split] for split in open_splits)
-    pieces = iter_pieces(text, model.tokenizer, start=start, seen=progress.seen, part=part, counts=counts)
-    try:
+    with closing(
+        iter_pieces(text, model.tokenizer, start=start, seen=progress.seen, part=part, counts=counts)
+    ) as pieces:
         for piece in pieces:
             split = "heldout" if piece.heldout else "train"
             if split not in open_splits or TextCursor(piece.row, piece.piece) < progress.next[split]:
@@ -153,8 +157,6 @@ def _plan_windows(
                     open_splits.remove(split)
                 if not open_splits:
                     return
-    finally:
-        pieces.close()
     for split in sorted(open_splits):
         if pending[split]:
             yield split, pending[split], pending[split][-1].after
@@ -204,12 +206,12 @@ def _capture(
 
 
 def _eos_id(model: LanguageModel, text: TextConfig) -> int:
-    eos_id = model.tokenizer.eos_token_id
+    eos_id: Any = model.tokenizer.eos_token_id
     if text.isolation == "packed" and eos_id is None:
         raise TextError(
             'text.isolation = "packed" needs an end-of-text token, which this tokenizer lacks. Use "documents".'
         )
-    return eos_id or 0
+    return int(eos_id or 0)
 
 
 def _is_special(batch: TokenBatch, special_ids: frozenset[int]) -> Bool[Tensor, "rows positions"]:

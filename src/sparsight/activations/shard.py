@@ -115,7 +115,8 @@ def _layout(window: Window, dtype: str) -> dict[str, Any]:
 
 
 def _bytes(tensor: Tensor) -> memoryview:
-    return memoryview(tensor.contiguous().view(torch.uint8).numpy().reshape(-1))
+    """The tensor's memory; nothing is copied when it is contiguous."""
+    return tensor.contiguous().view(torch.uint8).numpy().reshape(-1).data
 
 
 @dataclass(frozen=True)
@@ -149,7 +150,7 @@ class ShardFile:
         if place is None:
             raise StoreError(f"Shard {self.path} has no `{name}`; it has {', '.join(self._places)}.")
         tensor = torch.empty(place.shape, dtype=place.dtype) if out is None else out
-        target = memoryview(tensor.view(torch.uint8).numpy().reshape(-1))
+        target = _bytes(tensor)
         with self.path.open("rb", buffering=0) as file:
             file.seek(place.offset)
             read = 0

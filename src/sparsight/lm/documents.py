@@ -58,10 +58,10 @@ def is_heldout(document_id: int, fraction: float) -> bool:
 
 def iter_documents(config: TextConfig, *, start_row: int = 0) -> Iterator[Document]:
     """The documents from row `start_row` on; a missing text is "". Raises TextError when there are none at all."""
-    row = start_row
+    row = None
     for row, text in enumerate(_texts(config, start_row), start=start_row):
         yield Document(document_id(text), text, row)
-    if row == 0 and start_row == 0 and next(_texts(config, 0), None) is None:
+    if row is None and start_row == 0:
         raise TextError(f"{_source(config)} holds no documents. Check text.files, text.split and text.config.")
 
 
@@ -71,7 +71,8 @@ def text_fingerprint(config: TextConfig) -> dict[str, Any]:
         wheel = _builtin(config).wheel
         return {"builtin": config.builtin, "requirement": wheel.requirement, "sha256": wheel.sha256}
     if config.files:
-        return {"files": {path.name: sha256_file(path) for path in _expand(config.files)}, "column": config.column}
+        files = [{"name": path.name, "sha256": sha256_file(path)} for path in _expand(config.files)]
+        return {"files": files, "column": config.column}
     where = {"dataset": config.dataset, "config": config.config, "split": config.split, "column": config.column}
     return where | {"revision": config.revision, "commit": _dataset_commit(config)}
 
@@ -170,7 +171,6 @@ def _read_parquet(path: Path, column: str, skip: int) -> Iterator[str]:
 
 def _from_dataset(config: TextConfig, start_row: int) -> Iterator[str]:
     import datasets  # only here: importing it takes most of a second
-    from datasets.exceptions import DatasetsError
 
     try:
         stream = datasets.load_dataset(
@@ -178,7 +178,9 @@ def _from_dataset(config: TextConfig, start_row: int) -> Iterator[str]:
         )
         for record in stream.skip(start_row):
             yield _text(record, config.column, config.dataset)
-    except (OSError, ValueError, RuntimeError, DatasetsError) as error:
+    except TextError:
+        raise
+    except Exception as error:  # of datasets, huggingface_hub, httpx, fsspec, pyarrow: each has its own hierarchy
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise TextError(
             f"Dataset {config.dataset} (config {config.config!r}, split {config.split}, revision {config.revision}) "

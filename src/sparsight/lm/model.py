@@ -146,9 +146,8 @@ class LanguageModel:
         if directions.ndim != 2 or directions.shape[1] != head.weight.shape[1]:
             raise ModelError(f"unembed got shape {tuple(directions.shape)}. Expected [n, {head.weight.shape[1]}].")
         normed = copy.deepcopy(norm).float()(directions.to(self.device, torch.float32))
-        chunks = [
-            normed @ weight.float().T for weight in head.weight.split(_VOCAB_CHUNK)
-        ]  # a float32 head is gigabytes
+        # In chunks: a float32 copy of the whole head is gigabytes.
+        chunks = [normed @ weight.float().T for weight in head.weight.split(_VOCAB_CHUNK)]
         return self._scaled(torch.cat(chunks, dim=1) + (0.0 if head.bias is None else head.bias.float()))
 
     def self_check(self, hook_points: Sequence[str]) -> None:
@@ -161,12 +160,12 @@ class LanguageModel:
             raise ModelError(f"The tokenizer of {self.config.id} gives no tokens for plain text.")
         ids = torch.tensor([token_ids])
         beside = torch.cat([torch.cat([ids, ids], dim=1), torch.cat([ids.flip(1), ids], dim=1)])
-        for name in hook_points:
-            self._widths[name] = self._checked_width(name, ids)
+        first = {name: self._checked_activation(name, ids) for name in hook_points}
         if hook_points:
-            first, second, wide = (self._read(rows, hook_points) for rows in (ids, ids, beside))
+            second, wide = self._read(ids, hook_points), self._read(beside, hook_points)
             for name in hook_points:
                 _check_equal(name, first[name], second[name], wide[name][:1, : ids.shape[1]])
+        self._widths.update({name: value.shape[2] for name, value in first.items()})
         if self._has_head():
             self._check_unembed(ids)
         self.provenance["self_check"] = {"hook_points": sorted(self._widths), "tokens": len(token_ids), "passed": True}
@@ -192,9 +191,14 @@ class LanguageModel:
         raise ModelError(f"{silent} never fires in a forward pass on text. Choose a module that the model calls.")
 
     def _forward(self, input_ids: Tensor) -> Any:
+        longest = getattr(self._module.config.get_text_config(), "max_position_embeddings", None)
+        if longest and input_ids.shape[1] > longest:
+            raise ModelError(
+                f"A row holds {input_ids.shape[1]} tokens; {self.config.id} takes {longest}. Lower text.context_tokens."
+            )
         return self._module(input_ids=input_ids.to(self.device, non_blocking=True), use_cache=False)
 
-    def _checked_width(self, name: str, ids: Tensor) -> int:
+    def _checked_activation(self, name: str, ids: Tensor) -> Float[Tensor, "rows positions d"]:
         values: list[Tensor] = []
         with torch.inference_mode(), hooked(self._module, {name: values.append}):
             self._forward(ids)
@@ -212,13 +216,15 @@ class LanguageModel:
             raise ModelError(f"{name} gives {shape}. Expected the residual stream's width {hidden}.")
         if not value.isfinite().all():
             raise ModelError(f"{name} gives NaN or infinity on plain text in {self.dtype}. Try model.dtype = float32.")
-        return value.shape[2]
+        return value
 
     def _check_unembed(self, ids: Tensor) -> None:
         trunk = find_trunk(self._module)
         last: list[Tensor] = []
         with torch.inference_mode(), hooked(self._module, {f"layers.{self.n_layers - 1}": last.append}):
             logits = self._forward(ids).logits[0].float()
+        if not logits.isfinite().all():
+            raise ModelError(f"{self.config.id} gives NaN or infinite logits on plain text in {self.dtype}.")
         difference = _relative(self.unembed(last[0][0]), logits)
         if not difference <= _LEAK_TOLERANCE[self.dtype]:
             raise ModelError(
@@ -273,4 +279,5 @@ def _check_equal(name: str, first: Tensor, second: Tensor, beside_other_text: Te
 
 
 def _relative(value: Tensor, reference: Tensor) -> float:
-    return float((value.float() - reference.float()).norm() / reference.float().norm())
+    tiny = torch.finfo(torch.float32).tiny
+    return float((value.float() - reference.float()).norm() / reference.float().norm().clamp_min(tiny))

