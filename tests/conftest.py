@@ -79,12 +79,9 @@ def text_path(tmp_path_factory: pytest.TempPathFactory) -> str:
     return write_texts(tmp_path_factory.mktemp("text"), make_documents(600))
 
 
-@pytest.fixture
-def recipe_path(tmp_path: Path, model_folder: Path, text_path: str) -> Path:
+def recipe_text(model_folder: Path, text_path: str) -> str:
     """A whole study that takes a second or two."""
-    path = tmp_path / "tiny.toml"
-    path.write_text(
-        f"""
+    return f"""
 schema = 1
 name = "tiny"
 
@@ -129,5 +126,11 @@ warmup_steps = 10
 downstream_tokens = 500
 n_resamples = 100
 """
-    )
+
+
+@pytest.fixture
+def recipe_path(tmp_path: Path, model_folder: Path, text_path: str) -> Path:
+    """The tiny study as a file."""
+    path = tmp_path / "tiny.toml"
+    path.write_text(recipe_text(model_folder, text_path))
     return path

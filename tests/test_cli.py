@@ -1,0 +1,221 @@
+"""The command line as a user meets it: a whole study, a second run that finds nothing to do, and one clear line for every mistake."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from conftest import make_documents, write_texts
+from sparsight import cli
+from sparsight.artifact import read_json, read_jsonl
+
+
+def sparsight(*arguments: object) -> int:
+    """Runs the command line in this process; returns its exit code."""
+    try:
+        cli.main([str(argument) for argument in arguments])
+    except SystemExit as stopped:
+        return int(stopped.code or 0)
+    return 0
+
+
+@pytest.fixture(scope="session")
+def finished_run(tmp_path_factory: pytest.TempPathFactory, model_folder: Path, text_path: str) -> tuple[Path, Path]:
+    """(recipe, run directory) of a study that went to its end."""
+    from conftest import recipe_text
+
+    folder = tmp_path_factory.mktemp("finished")
+    recipe = folder / "tiny.toml"
+    recipe.write_text(recipe_text(model_folder, text_path))
+    assert sparsight("run", recipe, "--out", folder / "run") == 0
+    return recipe, folder / "run"
+
+
+def test_a_study_leaves_all_its_parts_and_prints_its_report(
+    finished_run: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe, run = finished_run
+    for part in (
+        "recipe.toml",
+        "manifest.json",
+        "report.md",
+        "activations/store.json",
+        "saes/topk/cfg.json",
+        "saes/topk/sae_weights.safetensors",
+        "saes/relu/evaluation.json",
+        "features/relu/index.json",
+    ):
+        assert (run / part).exists(), part
+    before = {file: file.stat().st_mtime_ns for file in run.rglob("*") if file.is_file() and file.name != ".lock"}
+    started = time.monotonic()
+    assert sparsight("run", recipe, "--out", run) == 0
+    assert time.monotonic() - started < 5
+    assert {file: file.stat().st_mtime_ns for file in before} == before
+    printed = capsys.readouterr().out
+    assert "FVU" in printed
+    assert "untrained SAE" in printed
+    assert "PCA" in printed
+    assert read_jsonl(run / "saes" / "topk" / "training.jsonl")[-1]["step"] == 160
+    manifest = read_json(run / "manifest.json")
+    assert set(manifest["steps"]) == {f"{v}{s}" for v in ("evaluate ", "index ") for s in ("topk", "relu")} | {
+        "collect",
+        "train",
+    }
+    assert manifest["model"]["n_tensors_loaded"] < manifest["model"]["n_tensors_total"]
+
+
+def test_show_in_its_three_forms(finished_run: tuple[Path, Path], capsys: pytest.CaptureFixture[str]) -> None:
+    _, run = finished_run
+    assert sparsight("show", run) == 0
+    assert "64 latents at layers.2.mlp" in capsys.readouterr().out
+    assert sparsight("show", run, "3", "--sae", "relu") == 0
+    assert "Latent 3 at layers.2.mlp" in capsys.readouterr().out
+    assert sparsight("show", run, "--text", "the cat sings (") == 0
+    assert " sings" in capsys.readouterr().out
+
+
+def test_evaluate_and_index_print_what_is_there(
+    finished_run: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    _, run = finished_run
+    assert sparsight("evaluate", run) == 0
+    assert capsys.readouterr().out.count("fraction of variance unexplained") >= 2
+    assert sparsight("index", run, "--sae", "topk") == 0
+    assert "features/topk" in capsys.readouterr().out
+
+
+def test_plan_prints_costs(finished_run: tuple[Path, Path], capsys: pytest.CaptureFixture[str]) -> None:
+    assert sparsight("plan", finished_run[0], "--device", "rtx-4090") == 0
+    printed = capsys.readouterr().out
+    for word in ("tokens", "disk", "memory", "FLOP"):
+        assert word in printed
+
+
+def test_an_sae_added_to_the_recipe_is_all_that_runs(finished_run: tuple[Path, Path], tmp_path: Path) -> None:
+    import shutil
+
+    recipe, run = finished_run
+    shutil.copytree(run, tmp_path / "run")
+    more = recipe.read_text() + '\n[[sae]]\nid = "wide"\nn_latents = 96\nk = 4\n'
+    (tmp_path / "more.toml").write_text(more)
+    old = (tmp_path / "run" / "saes" / "topk" / "sae_weights.safetensors").stat().st_mtime_ns
+    assert sparsight("run", tmp_path / "more.toml", "--out", tmp_path / "run") == 0
+    assert (tmp_path / "run" / "features" / "wide" / "index.json").exists()
+    assert (tmp_path / "run" / "saes" / "topk" / "sae_weights.safetensors").stat().st_mtime_ns == old
+    assert "## wide" in (tmp_path / "run" / "report.md").read_text()
+
+
+MISTAKES = {
+    "unknown model": (["--set", "model.id=nobody/nothing"], ["nobody/nothing"]),
+    "unknown hook point": (
+        ["--set", "activations.hook_points=['layers.2.mpl']", "--set", "sae.0.hook_point=''"],
+        ["layers.2.mpl", "mlp"],
+    ),
+    "layer out of range": (["--set", "activations.hook_points=['layers.9.mlp']"], ["layers.9"]),
+    "unknown column": (["--set", "text.column=body"], ["'body'", "text"]),
+    "missing file": (["--set", "text.files=['nowhere/*.txt']"], ["nowhere/*.txt"]),
+    "unknown dataset": (["--set", "text.files=[]", "--set", "text.dataset=nobody/nothing"], ["nobody/nothing"]),
+    "text too short": (["--set", "activations.n_tokens=10000000"], ["of the 10,000,000 train tokens", "allow_short"]),
+    "unknown key": (["--set", "train.batch_token=3"], ["batch_token", "batch_tokens"]),
+    "wrong type": (["--set", "train.epochs=two"], ["train.epochs", "whole number"]),
+    "impossible sae": (["--set", "sae.topk.k=1000"], ["k = 1000", "n_latents = 64"]),
+    "unknown architecture": (["--set", "sae.topk.architecture=topq"], ["topq", "topk"]),
+    "too few rows": (["--set", "activations.n_tokens=50", "--set", "train.epochs=1"], ["50 training rows", "100"]),
+}
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_a_mistake_is_one_line_and_exit_2(
+    name: str, tmp_path: Path, recipe_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options, words = MISTAKES[name]
+    assert sparsight("run", recipe_path, "--out", tmp_path / "run", *options) == 2
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("sparsight: ")]
+    assert len(lines) == 1
+    for word in words:
+        assert word in lines[0]
+
+
+def test_an_empty_text_is_one_line(tmp_path: Path, recipe_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "empty").mkdir()
+    empty = write_texts(tmp_path / "empty", [])
+    assert sparsight("run", recipe_path, "--out", tmp_path / "run", "--set", f"text.files=['{empty}']") == 2
+    assert "no documents" in capsys.readouterr().err
+
+
+def test_a_recipe_that_changed_under_a_run_is_refused_by_key(
+    finished_run: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe, run = finished_run
+    before = (run / "recipe.toml").read_text()
+    assert sparsight("run", recipe, "--out", run, "--set", "sae.topk.k=5", "--set", "seed=3") == 2
+    error = capsys.readouterr().err
+    assert "sae.topk.k = 4; the recipe now says 5" in error or "seed = 0; the recipe now says 3" in error
+    assert "--out ANOTHER_DIRECTORY" in error
+    assert (run / "recipe.toml").read_text() == before
+
+
+def test_a_text_that_ended_early_goes_on_once_it_is_allowed(tmp_path: Path, recipe_path: Path) -> None:
+    short = write_texts(tmp_path, make_documents(150))
+    options = (
+        "--set",
+        f"text.files=['{short}']",
+        "--set",
+        "activations.n_tokens=50000",
+        "--set",
+        "activations.heldout_tokens=500",
+    )
+    assert sparsight("run", recipe_path, "--out", tmp_path / "run", *options) == 2
+    shards = {file: file.stat().st_mtime_ns for file in (tmp_path / "run").rglob("*.safetensors")}
+    assert shards
+    assert (
+        sparsight("run", recipe_path, "--out", tmp_path / "run", *options, "--set", "activations.allow_short=true") == 0
+    )
+    assert all(file.stat().st_mtime_ns == time for file, time in shards.items())
+
+
+def test_a_damaged_shard_stops_with_its_name_and_is_made_anew_once_deleted(
+    finished_run: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import shutil
+
+    recipe, run = finished_run
+    shutil.copytree(run, tmp_path / "run")
+    shard = next((tmp_path / "run").glob("activations/part-*/train-00002.safetensors"))
+    whole = shard.read_bytes()
+    shard.write_bytes(whole[:5000])
+    (tmp_path / "run" / "report.md").unlink()
+    assert sparsight("run", recipe, "--out", tmp_path / "run") == 2
+    assert "train-00002.safetensors is damaged" in capsys.readouterr().err
+    shard.unlink()
+    assert sparsight("run", recipe, "--out", tmp_path / "run") == 0
+    assert shard.read_bytes() == whole
+
+
+def test_several_processes_collect_one_store_that_the_study_takes(tmp_path: Path, recipe_path: Path) -> None:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "sparsight.cli", "collect", str(recipe_path), "--out", str(tmp_path / "run")]
+    both = [subprocess.Popen([*command, "--part", f"{rank}/2"], env=environment) for rank in (0, 1)]
+    assert [process.wait(timeout=120) for process in both] == [0, 0]
+    assert sparsight("run", recipe_path, "--out", tmp_path / "run") == 0
+    counts = json.loads((tmp_path / "run" / "activations" / "store.json").read_text())
+    assert counts["hook_points"] == {"layers.2.mlp": 32}
+
+
+def test_latents_and_saes_that_are_not_there_are_named(
+    finished_run: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _, run = finished_run
+    for arguments, word in (
+        (("show", run, "9999"), "9999"),
+        (("show", run, "--sae", "nope"), "it has topk, relu"),
+        (("show", tmp_path), "not a run directory"),
+        (("run", tmp_path / "none.toml"), "cannot be read"),
+        (("collect", finished_run[0], "--part", "3/2"), "RANK/WORLD"),
+    ):
+        assert sparsight(*arguments) == 2
+        assert word in capsys.readouterr().err
