@@ -17,14 +17,14 @@ import torch
 from sparsight.activations import ActivationBatch, ActivationStore, ActivationStream, StoreSource, missing_shards
 from sparsight.artifact import Manifest, RunDir, StopFlag, environment, locked, write_atomic
 from sparsight.collect import collect_activations
-from sparsight.errors import RecipeError, RunError
+from sparsight.errors import RunError
 from sparsight.evaluate import evaluate_sae
 from sparsight.features import FeatureIndex
 from sparsight.index import build_index
 from sparsight.lm import LanguageModel, choose_device, resolve_checkpoint
 from sparsight.metrics import EvalReport
 from sparsight.plan import check_fits
-from sparsight.recipe import Recipe, changed_keys, dump_recipe, load_recipe
+from sparsight.recipe import Recipe, check_same_study, dump_recipe, load_recipe
 from sparsight.sae import SAEConfig, SparseAutoencoder
 from sparsight.show import show_latent, show_overview, show_text
 from sparsight.train import load_stream_state, load_untrained, train_saes
@@ -32,13 +32,6 @@ from sparsight.train import load_stream_state, load_untrained, train_saes
 __all__ = ["Study", "run_study"]
 
 _log = logging.getLogger(__name__)
-_MAY_CHANGE = (
-    "activations.allow_short",
-    "activations.skip_damaged",
-    "train.loggers",
-    "train.log_every_steps",
-    "train.checkpoint_every_steps",
-)
 
 
 def run_study(recipe: Recipe, out: str | Path | None = None, *, stop: StopFlag | None = None) -> RunDir:
@@ -214,22 +207,9 @@ class Study:
     def _settle_recipe(self) -> None:
         """Writes recipe.toml, or checks that the one there asks for the same."""
         if self.run.recipe.exists():
-            changed = changed_keys(load_recipe(self.run.recipe), self.recipe)
-            old_ids = {sae.id for sae in load_recipe(self.run.recipe).sae}
-            refused = {
-                key: values
-                for key, values in changed.items()
-                if key not in _MAY_CHANGE
-                and not (key.startswith("sae.") and not any(key.startswith(f"sae.{each}.") for each in old_ids))
-            }
-            if refused:
-                key, (old, new) = next(iter(refused.items()))
-                others = f" (and {len(refused) - 1} more: {', '.join(list(refused)[1:5])})" if len(refused) > 1 else ""
-                raise RecipeError(
-                    f"{self.run.path} was begun with {key} = {old}; the recipe now says {new}{others}. "
-                    "To keep both, run the new one with --out ANOTHER_DIRECTORY; or set the old value again."
-                )
-            if not changed:
+            old = load_recipe(self.run.recipe)
+            check_same_study(old, self.recipe, self.run.path)
+            if old == self.recipe:
                 return
         write_atomic(self.run.recipe, dump_recipe(self.recipe).encode())
 

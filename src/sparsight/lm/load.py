@@ -9,6 +9,7 @@ nothing else.
 """
 
 import copy
+import functools
 import importlib.util
 import logging
 import re
@@ -90,7 +91,7 @@ def choose_device(name: str) -> torch.device:
     if name == "auto":
         if torch.cuda.is_available():
             return torch.device("cuda")
-        _LOG.warning("No CUDA device: the language model runs on the CPU.")
+        _say_it_is_the_cpu()
         return torch.device("cpu")
     try:
         torch.empty(0, device=name)
@@ -98,6 +99,12 @@ def choose_device(name: str) -> torch.device:
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
         raise ModelError(f"model.device is {name!r} ({reason}). Expected auto, cpu, cuda or cuda:N.") from None
+
+
+@functools.cache
+def _say_it_is_the_cpu() -> None:
+    """Once a process, however many models it loads."""
+    _LOG.warning("No CUDA device: the language model runs on the CPU.")
 
 
 def _text_config(checkpoint: Checkpoint) -> PreTrainedConfig:

@@ -17,7 +17,7 @@ from typing import Any
 from sparsight.errors import RecipeError
 from sparsight.recipe.schema import Recipe
 
-__all__ = ["changed_keys", "dump_recipe", "load_recipe", "parse_recipe"]
+__all__ = ["dump_recipe", "load_recipe", "parse_recipe"]
 
 
 def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
@@ -52,29 +52,6 @@ def dump_recipe(recipe: Recipe) -> str:
         else:
             plain.append(f"{field.name} = {_dump_value(value)}\n")
     return "".join(plain + tables + lists)
-
-
-def changed_keys(old: Recipe, new: Recipe) -> dict[str, tuple[Any, Any]]:
-    """`section.key` -> (old value, new value) of all that differs; an SAE that one of them lacks is `sae.ID` -> (None, ...)."""
-    before, after = _flatten(old), _flatten(new)
-    return {
-        key: (before.get(key), after.get(key))
-        for key in sorted(before.keys() | after.keys())
-        if before.get(key) != after.get(key)
-    }
-
-
-def _flatten(recipe: Recipe) -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for field in fields(recipe):
-        value = getattr(recipe, field.name)
-        if field.name == "sae":
-            flat |= {f"sae.{sae.id}.{each.name}": getattr(sae, each.name) for sae in value for each in fields(sae)}
-        elif is_dataclass(value):
-            flat |= {f"{field.name}.{each.name}": getattr(value, each.name) for each in fields(value)}
-        else:
-            flat[field.name] = value
-    return flat
 
 
 def _dump_table(section: Any) -> str:
