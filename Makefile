@@ -6,7 +6,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 # Installed first and pinned: a later resolver would otherwise pull another build with gigabytes of GPU packages.
 TORCH ?= torch==2.13.0
 
-.PHONY: demo test lint install clean
+.PHONY: demo test lint install bench-growth clean
 
 demo: $(VENV)/.installed
 	$(BIN)/sparsight run recipes/demo.toml
@@ -27,6 +27,10 @@ $(VENV)/.installed: pyproject.toml
 	$(BIN)/python -c "import torch" 2>/dev/null || $(PIP) install "$(TORCH)"
 	$(PIP) install --editable ".[demo,dev]"
 	touch $@
+
+# Slow studies; their records are committed under benchmarks/records.
+bench-growth: $(VENV)/.installed
+	$(BIN)/python benchmarks/growth.py
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info src/*.egg-info

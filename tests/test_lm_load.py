@@ -318,6 +318,7 @@ def test_absent_device_is_an_error_and_auto_says_that_it_is_the_cpu(monkeypatch,
     with pytest.raises(ModelError, match="Expected auto, cpu"):
         load_module.choose_device("gpu")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    load_module._say_it_is_the_cpu.cache_clear()
     assert load_module.choose_device("auto") == torch.device("cpu")
     assert "runs on the CPU" in caplog.text
 

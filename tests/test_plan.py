@@ -209,9 +209,10 @@ def test_the_trainers_state_is_as_large_as_the_plan_says():
 
 
 def test_the_store_takes_as_many_bytes_as_the_plan_says(free_disk):
-    plan = make_plan(load("demo"), device="cpu")
+    sizes = ("activations.n_tokens=1_000_000", "activations.heldout_tokens=100_000")
+    plan = make_plan(load("demo", *sizes), device="cpu")
     assert plan.fit.cost.disk["activations"] == 1_100_000 * (576 * 2 + 20 + 4)
-    int8 = make_plan(load("demo", "activations.dtype=int8"), device="cpu")
+    int8 = make_plan(load("demo", *sizes, "activations.dtype=int8"), device="cpu")
     assert int8.fit.cost.disk["activations"] == 1_100_000 * (576 + 4 + 20 + 4)
 
 
@@ -234,11 +235,11 @@ def test_more_tokens_and_passes_take_proportionally_longer():
         return make_plan(load("demo", *overrides), device="cpu").seconds
 
     once, twice = (
-        seconds("activations.heldout_tokens=1"),
+        seconds("activations.heldout_tokens=1", "activations.n_tokens=1_000_000"),
         seconds("activations.heldout_tokens=1", "activations.n_tokens=2_000_000"),
     )
     assert twice["collect"] / once["collect"] == pytest.approx(2, rel=1e-3)
-    assert seconds("train.epochs=4")["train"] / seconds()["train"] == pytest.approx(2, rel=0.01)
+    assert seconds("train.epochs=6")["train"] / seconds("train.epochs=3")["train"] == pytest.approx(2, rel=0.01)
 
 
 # --- devices

@@ -153,7 +153,9 @@ _COMMANDS = (Run, Plan, Collect, Evaluate, Index, Show)
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point of `sparsight`."""
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # spinning threads cost a busy machine a factor of three (docs/log.md)
+    os.environ.setdefault(
+        "OMP_WAIT_POLICY", "PASSIVE"
+    )  # spinning threads cost a busy machine a factor of three (docs/log.md)
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     logging.getLogger("sparsight").setLevel(logging.INFO)
     commands = {command.__name__.lower(): command for command in _COMMANDS}
