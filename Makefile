@@ -6,7 +6,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 # Installed first and pinned: a later resolver would otherwise pull another build with gigabytes of GPU packages.
 TORCH ?= torch==2.13.0
 
-.PHONY: demo test lint install bench-growth clean
+.PHONY: demo test lint install bench-growth check-saelens clean
 
 demo: $(VENV)/.installed
 	$(BIN)/sparsight run recipes/demo.toml
@@ -32,5 +32,14 @@ $(VENV)/.installed: pyproject.toml
 bench-growth: $(VENV)/.installed
 	$(BIN)/python benchmarks/growth.py
 
+# Does SAELens itself open our folders, and compute what we compute? It gets an environment of its own.
+check-saelens: $(VENV)/.installed
+	test -x .venv-saelens/bin/python || $(PYTHON) -m venv .venv-saelens
+	.venv-saelens/bin/python -c "import torch" 2>/dev/null || .venv-saelens/bin/python -m pip install --quiet "$(TORCH)"
+	.venv-saelens/bin/python -m pip install --quiet sae-lens==6.54.12
+	rm -rf build/saelens-agreement
+	$(BIN)/python tests/saelens_agreement.py write build/saelens-agreement
+	.venv-saelens/bin/python tests/saelens_agreement.py check build/saelens-agreement
+
 clean:
-	rm -rf $(VENV) build dist *.egg-info src/*.egg-info
+	rm -rf $(VENV) .venv-saelens build dist *.egg-info src/*.egg-info

@@ -175,7 +175,9 @@ class Study:
         """Writes report.md: what was studied, the numbers with their baselines, a look at the features."""
         lines = [f"# {self.recipe.name}", "", self._what_was_studied(), ""]
         for sae in self.recipe.sae:
-            lines += [f"## {sae.id}", "", EvalReport.load(self.run.evaluation(sae.id)).markdown(), ""]
+            about = f"{sae.id}: {sae.architecture}, {sae.n_latents:,} latents at {sae.hook_point}"
+            about += f" -> {sae.target_hook_point}" if sae.target_hook_point else ""
+            lines += [EvalReport.load(self.run.evaluation(sae.id)).markdown(about), ""]
             index = FeatureIndex.open(self.run.features(sae.id))
             overview = show_overview(index, self.whole_model.tokenizer, color=False)
             lines += ["### Some of its features", "", "```text", overview, "```", ""]

@@ -192,6 +192,8 @@ def _capture(
         columns["positions"].append(batch.positions.flatten()[index])
         columns["piece_ids"].append(batch.piece_ids.flatten()[index])
         n_rows += len(index)
+    if model.device.type == "cuda":
+        torch.cuda.synchronize(model.device)  # once a window: the copies above did not wait
     joined = {name: torch.cat(parts) for name, parts in columns.items()}
     rows = {name: values[:n_rows] for name, values in buffer.rows.items()}
     _check_finite(rows, joined["document_ids"], joined["positions"])

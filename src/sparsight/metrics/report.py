@@ -114,11 +114,11 @@ class EvalReport:
 
         return report_text(self)
 
-    def markdown(self) -> str:
-        """The report as Markdown; see tables.py."""
+    def markdown(self, title: str = "") -> str:
+        """The report as Markdown under a heading of its own, or `title`; see tables.py."""
         from sparsight.metrics.tables import report_markdown
 
-        return report_markdown(self)
+        return report_markdown(self, title)
 
     def save(self, path: str | Path) -> None:
         """Write evaluation.json, atomically."""

@@ -50,9 +50,9 @@ def report_text(report: EvalReport) -> str:
     return "\n".join(lines).rstrip() + "\n"
 
 
-def report_markdown(report: EvalReport) -> str:
+def report_markdown(report: EvalReport, title: str = "") -> str:
     """The report as Markdown."""
-    lines = [f"## {_title(report)}", "", *(f"- {line}" for line in _verdict_lines(report)), ""]
+    lines = [f"## {title or _title(report)}", "", *(f"- {line}" for line in _verdict_lines(report)), ""]
     for table in _tables(report):
         lines += [
             f"### {table.title}",
