@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -40,6 +41,47 @@ def test_a_full_disk_is_one_clear_line(tmp_path: Path) -> None:
     with pytest.raises(RunError, match=r"disk is full: .*a\.bin was not written"), atomic_path(tmp_path / "a.bin"):
         raise OSError(errno.ENOSPC, "No space left on device")
     assert os.listdir(tmp_path) == []
+
+
+def test_a_full_disk_under_safetensors_is_one_clear_line_too(tmp_path: Path) -> None:
+    from safetensors import SafetensorError
+
+    with pytest.raises(RunError, match="disk is full"), atomic_path(tmp_path / "weights.safetensors"):
+        raise SafetensorError("I/O error: No space left on device (os error 28)")
+
+
+def test_a_place_that_cannot_be_written_is_one_clear_line(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("a file where a folder is wanted")
+    with pytest.raises(RunError, match="cannot be written"):
+        write_json(tmp_path / "file" / "a.json", {})
+    with pytest.raises(RunError, match="cannot be written"), locked(tmp_path / "file"):
+        pass
+
+
+def test_files_are_as_readable_as_the_umask_allows(tmp_path: Path) -> None:
+    import torch
+    from safetensors.torch import save_file
+
+    write_json(tmp_path / "a.json", {})
+    with atomic_path(tmp_path / "a.safetensors") as temp:
+        save_file({"x": torch.zeros(3)}, temp)
+    plain = tmp_path / "plain"
+    plain.touch()
+    for name in ("a.json", "a.safetensors"):
+        assert (tmp_path / name).stat().st_mode == plain.stat().st_mode
+
+
+def test_the_leftovers_of_a_folder_that_is_in_use_are_left_alone(tmp_path: Path) -> None:
+    part = tmp_path / "activations" / "part-000-of-002"
+    with locked(part):
+        for folder in (part, tmp_path / "saes"):
+            folder.mkdir(exist_ok=True)
+            (folder / ".train-00000.safetensors.abc.tmp").touch()
+            (folder / ".tmpAb12_9").touch()
+        with locked(tmp_path):
+            pass
+        assert len(list(part.glob(".t*"))) == 2
+        assert not list((tmp_path / "saes").iterdir())
 
 
 def test_json_refuses_nan(tmp_path: Path) -> None:
@@ -96,24 +138,50 @@ def test_the_manifest_adds_up_the_attempts_of_a_step(tmp_path: Path) -> None:
     assert values["torch"].startswith("2.")
 
 
-def test_a_logger_that_fails_or_hangs_never_holds_up_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    class Failing:
-        def write(self, *record: object) -> None:
-            raise ConnectionError("the service is away")
+class Sink:
+    """A logger whose login and whose writing do what the test says."""
 
-    class Hanging:
-        def write(self, *record: object) -> None:
-            time.sleep(30)
+    def __init__(self, login: Callable[[], None], write: Callable[[], None]):
+        login()
+        self.action = write
 
-    monkeypatch.setattr(loggers, "_CLOSE_SECONDS", 0.2)
-    for sink in (Failing(), Hanging()):
-        monkeypatch.setattr(loggers, "_make", lambda *_, sink=sink: sink)
-        started = time.monotonic()
-        logger = MetricLoggers(["wandb"], tmp_path, "run")
-        for step in range(3000):
-            logger.send("sae", step, {"loss": 1.0})
-        logger.close()
-        assert time.monotonic() - started < 5
+    def write(self, *record: object) -> None:
+        self.action()
+
+
+def fail() -> None:
+    raise ConnectionError("the service is away")
+
+
+@pytest.mark.parametrize("login", [lambda: None, fail, lambda: time.sleep(30)], ids=["fine", "fails", "hangs"])
+@pytest.mark.parametrize("write", [fail, lambda: time.sleep(30)], ids=["fails", "hangs"])
+def test_a_logger_that_fails_or_hangs_never_holds_up_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, login: Callable[[], None], write: Callable[[], None]
+) -> None:
+    monkeypatch.setattr(loggers, "_CLOSE_SECONDS", 0.1)
+    monkeypatch.setattr(loggers, "_module", lambda name: None)
+    monkeypatch.setattr(loggers, "_make", lambda *_: Sink(login, write))
+    started = time.monotonic()
+    logger = MetricLoggers(["wandb"], tmp_path, "run")
+    for step in range(3000):
+        logger.send("sae", step, {"loss": 1.0})
+    logger.close()
+    assert time.monotonic() - started < 2
+
+
+def test_records_reach_a_logger_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Keeping:
+        def write(self, *record: object) -> None:
+            kept.append(record)
+
+    kept: list[tuple[object, ...]] = []
+    monkeypatch.setattr(loggers, "_module", lambda name: None)
+    monkeypatch.setattr(loggers, "_make", lambda *_: Keeping())
+    logger = MetricLoggers(["tensorboard"], tmp_path, "run")
+    for step in range(5):
+        logger.send("sae", step, {"loss": 1.0})
+    logger.close()
+    assert kept == [("sae", step, {"loss": 1.0}) for step in range(5)]
 
 
 def test_a_logger_that_is_not_installed_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

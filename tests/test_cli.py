@@ -124,6 +124,7 @@ MISTAKES = {
     "wrong type": (["--set", "train.epochs=two"], ["train.epochs", "whole number"]),
     "impossible sae": (["--set", "sae.topk.k=1000"], ["k = 1000", "n_latents = 64"]),
     "unknown architecture": (["--set", "sae.topk.architecture=topq"], ["topq", "topk"]),
+    "nothing held out": (["--set", "activations.heldout_tokens=0"], ["hold nothing out"]),
     "too few rows": (["--set", "activations.n_tokens=50", "--set", "train.epochs=1"], ["50 training rows", "100"]),
 }
 
@@ -157,6 +158,100 @@ def test_a_recipe_that_changed_under_a_run_is_refused_by_key(
     assert "sae.topk.k = 4; the recipe now says 5" in error or "seed = 0; the recipe now says 3" in error
     assert "--out ANOTHER_DIRECTORY" in error
     assert (run / "recipe.toml").read_text() == before
+
+
+def test_a_store_of_another_recipe_is_not_taken(
+    tmp_path: Path, recipe_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert sparsight("collect", recipe_path, "--out", tmp_path / "run") == 0
+    (tmp_path / "run" / "recipe.toml").unlink()
+    assert sparsight("run", recipe_path, "--out", tmp_path / "run", "--set", "text.heldout_fraction=0.3") == 2
+    assert "'heldout_fraction': 0.2" in capsys.readouterr().err
+
+
+def test_a_model_or_text_that_changed_under_a_collection_is_refused(
+    tmp_path: Path, recipe_path: Path, model_folder: Path, text_path: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import shutil
+
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    shutil.copytree(model_folder, tmp_path / "model")
+    shutil.copy(text_path, tmp_path / "own.jsonl")
+    options = ("--set", f"model.id={tmp_path / 'model'}", "--set", f"text.files=['{tmp_path / 'own.jsonl'}']")
+    assert sparsight("run", recipe_path, "--out", tmp_path / "run", *options) == 0
+    shard = next((tmp_path / "run").glob("activations/part-*/train-00003.safetensors"))
+    shard.unlink()
+    weights = load_file(tmp_path / "model" / "model.safetensors")
+    save_file(
+        {name: value + torch.ones_like(value) for name, value in weights.items()},
+        tmp_path / "model" / "model.safetensors",
+    )
+    assert sparsight("run", recipe_path, "--out", tmp_path / "run", *options) == 2
+    assert "model sampled_sha256" in capsys.readouterr().err
+    shutil.copy(model_folder / "model.safetensors", tmp_path / "model" / "model.safetensors")
+    with (tmp_path / "own.jsonl").open("a") as file:
+        file.write('{"text": "one more document that was not there before"}\n')
+    assert sparsight("run", recipe_path, "--out", tmp_path / "run", *options) == 2
+    assert "text files" in capsys.readouterr().err
+
+
+def test_a_store_with_parts_missing_is_named(
+    tmp_path: Path, recipe_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert sparsight("collect", recipe_path, "--out", tmp_path / "run", "--part", "1/2") == 0
+    assert sparsight("run", recipe_path, "--out", tmp_path / "run") == 2
+    assert "lacks the parts 0/2" in capsys.readouterr().err
+
+
+def test_a_damaged_shard_can_be_left_out_aloud_and_on_record(finished_run: tuple[Path, Path], tmp_path: Path) -> None:
+    import shutil
+
+    recipe, run = finished_run
+    shutil.copytree(run, tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "saes")
+    (tmp_path / "run" / "report.md").unlink()
+    shard = next((tmp_path / "run").glob("activations/part-*/train-00002.safetensors"))
+    shard.write_bytes(shard.read_bytes()[:-1])
+    assert sparsight("run", recipe, "--out", tmp_path / "run", "--set", "activations.skip_damaged=true") == 0
+    assert "train-00002" in read_json(tmp_path / "run" / "manifest.json")["damaged"][0]
+    assert "train-00002" in (tmp_path / "run" / "report.md").read_text()
+
+
+def test_a_live_study_has_its_baselines_and_says_what_was_left_out(tmp_path: Path, recipe_path: Path) -> None:
+    options = (
+        "--set",
+        "activations.mode=stream",
+        "--set",
+        "train.epochs=1",
+        "--set",
+        "activations.sink_norm_multiple=1.3",
+    )
+    assert sparsight("run", recipe_path, "--out", tmp_path / "run", *options) == 0
+    report = (tmp_path / "run" / "report.md").read_text()
+    assert "PCA" in report
+    described = read_json(tmp_path / "run" / "saes" / "topk" / "cfg.json")["metadata"]["sparsight_training"][
+        "activations"
+    ]
+    heldout = read_json(tmp_path / "run" / "manifest.json")["activations"]["heldout"]
+    assert described["sinks"] > 0
+    assert f"{described['sinks'] + heldout['sinks']:,} attention sinks" in report
+    assert not list((tmp_path / "run" / "activations").rglob("train-*"))
+
+
+def test_a_transcoder_goes_through_the_whole_study(
+    tmp_path: Path, recipe_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = recipe_path.read_text().replace('["layers.2.mlp"]', '["layers.2.mlp.input", "layers.2.mlp"]')
+    recipe = recipe.replace('id = "topk"', 'id = "topk"\ntarget_hook_point = "layers.2.mlp"').replace(
+        'id = "relu"', 'id = "relu"\nhook_point = "layers.2.mlp"'
+    )
+    recipe_path.write_text(recipe)
+    assert sparsight("run", recipe_path, "--out", tmp_path / "run") == 0
+    assert "layers.2.mlp.input -> layers.2.mlp" in (tmp_path / "run" / "report.md").read_text()
+    assert sparsight("show", tmp_path / "run", "--text", "the cat sings") == 0
+    assert " sings" in capsys.readouterr().out
 
 
 def test_a_text_that_ended_early_goes_on_once_it_is_allowed(tmp_path: Path, recipe_path: Path) -> None:

@@ -6,19 +6,25 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from sparsight.artifact import read_json
+from sparsight.artifact import read_json, read_jsonl
 
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
 
 
 def fingerprints(run: Path) -> dict[str, str]:
-    """Hashes of every shard and every SAE's weights."""
+    """Hashes of every shard and every SAE's weights, and the steps that each log has."""
     files = sorted([*run.glob("activations/part-*/*.safetensors"), *run.glob("saes/*/sae_weights.safetensors")])
-    return {str(file.relative_to(run)): hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
+    hashes = {str(file.relative_to(run)): hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
+    logs = {
+        str(log.relative_to(run)): [record["step"] for record in read_jsonl(log)]
+        for log in run.glob("saes/*/training.jsonl")
+    }
+    return hashes | {name: str(steps) for name, steps in logs.items()}
 
 
 def start(recipe: Path, out: Path, *more: str) -> subprocess.Popen[str]:
@@ -49,23 +55,41 @@ def test_twenty_kills_leave_the_same_bytes(tmp_path: Path, recipe_path: Path, mo
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_stop_signal_saves_and_leaves_a_resumable_run(
+def test_a_stop_signal_in_training_saves_and_the_rerun_gives_the_same_weights(
     tmp_path: Path, recipe_path: Path, number: signal.Signals
 ) -> None:
-    more = ("--set", "activations.n_tokens=20000", "--set", "activations.allow_short=true", "--set", "train.epochs=40")
-    process = start(recipe_path, tmp_path / "run", *more)
-    log = tmp_path / "run" / "saes" / "topk" / "training.jsonl"
+    more = ("--set", "train.epochs=12")
+    process = start(recipe_path, tmp_path / "cut", *more)
+    stop_when((tmp_path / "cut" / "saes" / "topk" / "training.jsonl").exists, process, number)
+    stopped_at = read_json(tmp_path / "cut" / "saes" / "training.json")["step"]
+    assert stopped_at > 0
+    assert (tmp_path / "cut" / "saes" / "topk" / "checkpoint" / f"step-{stopped_at:09d}.safetensors").exists()
+    for out in ("cut", "whole"):
+        assert start(recipe_path, tmp_path / out, *more).wait(timeout=120) == 0
+    assert fingerprints(tmp_path / "cut") == fingerprints(tmp_path / "whole")
+
+
+def test_a_stop_signal_in_collection_keeps_the_shards_and_leaves_nothing_half_done(
+    tmp_path: Path, recipe_path: Path
+) -> None:
+    process = start(recipe_path, tmp_path / "cut", "--set", "activations.n_tokens=20000")
+    stop_when(lambda: any((tmp_path / "cut").glob("activations/part-*/train-00002*")), process, signal.SIGINT)
+    assert not list((tmp_path / "cut").rglob("*.tmp"))
+    index = read_json(tmp_path / "cut" / "activations" / "part-000-of-001" / "index.json")
+    assert not index["finished"]
+    assert len(index["shards"]) >= 2
+
+
+def stop_when(condition: Callable[[], bool], process: subprocess.Popen[str], number: signal.Signals) -> None:
+    """Sends the signal as soon as the condition holds, and checks how the process leaves."""
     deadline = time.monotonic() + 120
-    while not log.exists() and time.monotonic() < deadline:
-        time.sleep(0.05)
+    while not condition() and time.monotonic() < deadline and process.poll() is None:
+        time.sleep(0.01)
     process.send_signal(number)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 128 + number, errors
     assert "Run the same command again" in errors
     assert "Traceback" not in errors
-    stopped_at = read_json(tmp_path / "run" / "saes" / "training.json")["step"]
-    assert stopped_at > 0
-    assert (tmp_path / "run" / "saes" / "topk" / "checkpoint" / f"step-{stopped_at:09d}.safetensors").exists()
 
 
 def test_a_run_in_use_is_refused(tmp_path: Path, recipe_path: Path) -> None:

@@ -143,6 +143,13 @@ def test_unusable_file_is_an_error_that_says_where(name, content, message, tmp_p
         list(iter_documents(TextConfig(files=(str(tmp_path / name),))))
 
 
+def test_a_lone_surrogate_in_scraped_json_is_no_obstacle(tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"text": "broken \\ud83d emoji"}\n{"text": "broken ? emoji"}\n')
+    first, second = iter_pieces(TextConfig(files=(str(path),), min_document_tokens=1), TOKENIZER)
+    assert first.token_ids.tolist() == second.token_ids.tolist()
+
+
 def test_missing_file_and_empty_glob_are_errors(tmp_path):
     for pattern in ("absent.txt", "*.jsonl"):
         with pytest.raises(TextError, match="No file matches"):

@@ -13,7 +13,7 @@ from sparsight.activations.synthetic import SYNTHETIC_HOOK_POINT, SyntheticActiv
 from sparsight.artifact import StopFlag, read_json, read_jsonl
 from sparsight.artifact.rundir import Interrupted
 from sparsight.collect import collect_activations
-from sparsight.errors import ActivationError, StoreError
+from sparsight.errors import ActivationError, RunError, StoreError
 from sparsight.lm import LanguageModel, TextConfig
 from sparsight.recipe import TrainConfig
 from sparsight.sae import SAEConfig, SparseAutoencoder
@@ -38,6 +38,10 @@ class SyntheticSource:
             if number == self.poison_at:
                 batch[SYNTHETIC_HOOK_POINT][0, 0] = float("inf")
             yield batch
+
+    @property
+    def counts(self) -> dict[str, int]:
+        return {"tokens": self.n_rows}
 
     def state_dict(self) -> dict[str, Any]:
         return {}
@@ -132,6 +136,54 @@ def test_an_sae_added_later_is_trained_alone(tmp_path: Path, source: SyntheticSo
     train_saes(source, [sae("a"), sae("b")], tmp_path, train=TRAIN)
     assert (tmp_path / "a" / "sae_weights.safetensors").stat().st_mtime_ns == before
     assert (tmp_path / "b" / "cfg.json").exists()
+
+
+def test_an_sae_added_in_mid_training_waits_for_those_begun(tmp_path: Path, source: SyntheticSource) -> None:
+    whole = train_saes(source, [sae("a"), sae("b", seed=1)], tmp_path / "whole", train=TRAIN)
+    source.poison_at = 23
+    with pytest.raises(ActivationError):
+        train_saes(source, [sae("a")], tmp_path / "cut", train=TRAIN)
+    source.poison_at = -1
+    starts = []
+    real = SyntheticSource.batches
+
+    def noting(self: SyntheticSource, batch_tokens: int, *, start_batch: int = 0) -> Iterator[ActivationBatch]:
+        starts.append(start_batch)
+        return real(self, batch_tokens, start_batch=start_batch)
+
+    source.__class__ = type("Noting", (SyntheticSource,), {"batches": noting})
+    both = train_saes(source, [sae("a"), sae("b", seed=1)], tmp_path / "cut", train=TRAIN)
+    assert starts == [20, 0]
+    for a, b in zip(whole, both, strict=True):
+        assert all(torch.equal(x, y) for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True))
+
+
+@pytest.mark.parametrize("poison_at", [3, 8])
+def test_a_failure_before_the_first_checkpoint_leaves_no_doubled_log(
+    tmp_path: Path, source: SyntheticSource, poison_at: int
+) -> None:
+    source.poison_at = poison_at
+    with pytest.raises(ActivationError):
+        train_saes(source, [sae("a")], tmp_path, train=TRAIN)
+    source.poison_at = -1
+    train_saes(source, [sae("a")], tmp_path, train=TRAIN)
+    steps = [record["step"] for record in read_jsonl(tmp_path / "a" / "training.jsonl")]
+    assert steps == [5, 10, 15, 20, 25, 30, 35, 40]
+
+
+def test_a_checkpoint_that_cannot_be_taken_up_is_never_dropped_silently(
+    tmp_path: Path, source: SyntheticSource
+) -> None:
+    source.poison_at = 23
+    with pytest.raises(ActivationError):
+        train_saes(source, [sae("a")], tmp_path, train=TRAIN)
+    source.n_rows = 6000
+    with pytest.raises(RunError, match="was for 40 steps, not 60"):
+        train_saes(source, [sae("a")], tmp_path, train=TRAIN)
+    source.n_rows = 4000
+    next((tmp_path / "a" / "checkpoint").iterdir()).unlink()
+    with pytest.raises(RunError, match="lacks a"):
+        train_saes(source, [sae("a")], tmp_path, train=TRAIN)
 
 
 def test_a_loss_that_is_not_finite_stops_with_one_line(tmp_path: Path, source: SyntheticSource) -> None:

@@ -69,21 +69,19 @@ class Collect(_OnRecipe):
     """RANK/WORLD: which part of the documents this process takes."""
 
     def __call__(self, stop: StopFlag) -> None:
-        from sparsight.collect import collect_activations
-        from sparsight.lm import LanguageModel
         from sparsight.recipe import load_recipe
+        from sparsight.study import Study
 
         rank, _, world = self.part.partition("/")
         if not (rank.isdigit() and world.isdigit() and int(rank) < int(world)):
             raise SparsightError(f"--part takes RANK/WORLD such as 0/4, with RANK below WORLD; not {self.part!r}.")
         recipe = load_recipe(self.recipe, self.set)
-        run = RunDir(self.out or Path("runs") / recipe.name)
-        model = LanguageModel.load(recipe.model, hook_points=recipe.activations.hook_points)
-        part = (int(rank), int(world))
-        store = collect_activations(
-            model, recipe.text, recipe.activations, run.activations, seed=recipe.seed, part=part
+        study = Study(recipe, RunDir(self.out or Path("runs") / recipe.name))
+        study.collect((int(rank), int(world)))
+        counts = study.store.counts
+        print(
+            f"{study.store.path}: {counts['train']['rows']:,} training and {counts['heldout']['rows']:,} held-out tokens."
         )
-        print(f"{store.path}: {store.n_tokens('train'):,} training and {store.n_tokens('heldout'):,} held-out tokens.")
 
 
 @dataclass(frozen=True)
@@ -175,6 +173,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)
+    except OSError as error:
+        print(f"sparsight: {error.filename or 'A file'}: {error.strerror or error}.", file=sys.stderr)
+        sys.exit(2)
 
 
 _DESCRIPTION = "A language model's features: collect activations, train sparse autoencoders on them, measure and look at what they found."

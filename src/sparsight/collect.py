@@ -15,10 +15,10 @@ from tqdm import tqdm
 from sparsight.activations import ActivationStore, CaptureConfig, StoreWriter, capture_windows
 from sparsight.activations.batch import SPLITS
 from sparsight.artifact import locked
-from sparsight.errors import TextError
-from sparsight.lm import LanguageModel, TextConfig, TextCounts, text_fingerprint
+from sparsight.errors import StoreError, TextError
+from sparsight.lm import LanguageModel, ModelConfig, TextConfig, TextCounts, text_fingerprint
 
-__all__ = ["collect_activations"]
+__all__ = ["asked_for", "collect_activations"]
 
 _log = logging.getLogger(__name__)
 
@@ -54,6 +54,7 @@ def collect_activations(
                 entry = writer.add(window, counts)
                 bar.update(entry.n_rows)
         _check_enough(progress.n_rows, wanted, counts, capture.allow_short)
+        writer.finish()
     return ActivationStore.open(path, skip_damaged=capture.skip_damaged)
 
 
@@ -62,17 +63,23 @@ _BAR: dict[str, Any] = {"unit": " tokens", "unit_scale": True, "desc": "collect"
 
 def describe_collection(model: LanguageModel, text: TextConfig, capture: CaptureConfig, seed: int) -> dict[str, Any]:
     """What makes two collections the same, for `store.json`."""
-    return {
+    return asked_for(model.config, text, capture, seed) | {
         "hook_points": {name: model.width(name) for name in capture.hook_points},
+        "model": model.provenance,
+        "text": text_fingerprint(text),
+    }
+
+
+def asked_for(model: ModelConfig, text: TextConfig, capture: CaptureConfig, seed: int) -> dict[str, Any]:
+    """The part of a collection's description that the recipe alone decides."""
+    return {
         "dtype": capture.dtype,
         "seed": seed,
         "window_tokens": capture.window_tokens,
         "sink_norm_multiple": capture.sink_norm_multiple,
         "skip_special": capture.skip_special,
-        "model_config": {name: getattr(model.config, name) for name in ("id", "revision", "dtype")},
+        "model_config": {name: getattr(model, name) for name in ("id", "revision", "dtype")},
         "text_config": _plain(dataclasses.asdict(text)),
-        "model": model.provenance,
-        "text": text_fingerprint(text),
     }
 
 
@@ -98,6 +105,11 @@ def _make_missing_anew(
         if window is None:
             raise TextError(
                 f"Shard {entry.file} is missing and the text no longer reaches it. Collect into another run directory."
+            )
+        if (window.end.row, window.end.piece) != entry.next:
+            raise StoreError(
+                f"Shard {entry.file} is missing and cannot be made anew: fewer or more tokens are asked for than when it was "
+                "collected. Ask for as many as then, or collect into another run directory."
             )
         again = writer.add(window, counts)
         same = (

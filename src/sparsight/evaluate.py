@@ -9,7 +9,7 @@ Trade-off: the number of PCA components is the SAE's L0 on the train tokens that
 suffices; the L0 printed is the held-out one, and the two differ by less than one component as a rule.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from dataclasses import asdict
 from typing import Any
 
@@ -75,6 +75,8 @@ def evaluate_sae(
         hook_point=hook_point,
         target_hook_point=target,
     )
+    if isinstance(fit_batches, Generator):
+        fit_batches.close()  # a stream's ring need not stand beside the whole model
     reconstruction, counts = _measure_reconstruction(dictionaries, store, fit, config, hook_point, target)
     downstream = None
     if model is not None:
@@ -256,7 +258,7 @@ def _notes(
             collected, spliced = store.model.get(key), model.provenance.get(key)
             if collected != spliced:
                 yield f"Another model: activations were collected from {key} {collected}, spliced into {spliced}."
-        if store.text.get("isolation") == "packed":
+        if store.description.get("text_config", {}).get("isolation") == "packed":
             yield "Activations were collected with several documents a row; downstream, each piece runs in a row alone."
     if untrained is None:
         yield "The untrained SAE was not measured: none was given."

@@ -4,6 +4,7 @@ Every step is skipped when what it makes is there, so a second run is a no-op, a
 that one alone. A recipe whose other values changed under a run is refused, key by key: two studies never mix in one directory.
 """
 
+import gc
 import logging
 import time
 from collections.abc import Iterator
@@ -14,10 +15,18 @@ from pathlib import Path
 
 import torch
 
-from sparsight.activations import ActivationBatch, ActivationStore, ActivationStream, StoreSource, missing_shards
-from sparsight.artifact import Manifest, RunDir, StopFlag, environment, locked, write_atomic
-from sparsight.collect import collect_activations
-from sparsight.errors import RunError
+from sparsight.activations import (
+    ActivationBatch,
+    ActivationStore,
+    ActivationStream,
+    StoreSource,
+    check_description,
+    missing_shards,
+    unfinished_parts,
+)
+from sparsight.artifact import Manifest, RunDir, StopFlag, environment, locked, read_json, write_atomic
+from sparsight.collect import asked_for, collect_activations
+from sparsight.errors import RunError, StoreError
 from sparsight.evaluate import evaluate_sae
 from sparsight.features import FeatureIndex
 from sparsight.index import build_index
@@ -25,9 +34,9 @@ from sparsight.lm import LanguageModel, choose_device, resolve_checkpoint
 from sparsight.metrics import EvalReport
 from sparsight.plan import check_fits
 from sparsight.recipe import Recipe, check_same_study, dump_recipe, load_recipe
-from sparsight.sae import SAEConfig, SparseAutoencoder
+from sparsight.sae import Checkpoints, SAEConfig, SparseAutoencoder, load_stream_state
 from sparsight.show import show_latent, show_overview, show_text
-from sparsight.train import load_stream_state, load_untrained, train_saes
+from sparsight.train import load_untrained, train_saes
 
 __all__ = ["Study", "run_study"]
 
@@ -51,6 +60,7 @@ class Study:
     def __init__(self, recipe: Recipe, run: RunDir):
         self.recipe, self.run = recipe, run
         self.manifest = Manifest(run.manifest)
+        self.checkpoints = Checkpoints(run.saes)
 
     @classmethod
     def reopen(cls, run: RunDir) -> "Study":
@@ -101,27 +111,33 @@ class Study:
             _log.info("%s is complete; nothing to do.", self.run.path)
             return
         check_fits(self.recipe, self.run.path)
+        self.run.report.unlink(missing_ok=True)  # written last: while it is there, the study is complete
         self.manifest.record(**environment())
         self.collect()
+        store = self.store
+        self.manifest.record(model=store.model, text=store.text, activations=store.counts, damaged=store.damaged)
         self.train(stop)
         for sae in self.recipe.sae:
             self.evaluate(sae)
             self.index(sae)
         self.report()
 
-    def collect(self) -> None:
+    def collect(self, part: tuple[int, int] = (0, 1)) -> None:
         """Captures what the recipe asks for: everything, or the held-out rows alone when training is live."""
-        with self._step("collect", done=self._collected()) as needed:
+        self._settle_recipe()
+        splits = ("train", "heldout") if self.recipe.activations.mode == "store" else ("heldout",)
+        with self._step("collect", done=part == (0, 1) and self._collected()) as needed:
             if needed:
+                recipe = self.recipe
                 collect_activations(
                     self.reader,
-                    self.recipe.text,
-                    self.recipe.activations,
+                    recipe.text,
+                    recipe.activations,
                     self.run.activations,
-                    seed=self.recipe.seed,
-                    splits=self._splits(),
+                    seed=recipe.seed,
+                    part=part,
+                    splits=splits,
                 )
-                self.manifest.record(model=self.reader.provenance, text=self.store.text, activations=self.store.counts)
 
     def train(self, stop: StopFlag | None = None) -> None:
         """Trains the SAEs that are not there yet, all from one pass."""
@@ -139,6 +155,9 @@ class Study:
                         stop=stop,
                         name=self.recipe.name,
                     )
+                if stop is not None:
+                    stop.leave()  # the signal may have come while the SAEs were saved
+        self.checkpoints.remove([sae.id for sae in self.recipe.sae])  # a kill may have left some
 
     def evaluate(self, sae: SAEConfig) -> None:
         """Measures one SAE on held-out documents."""
@@ -148,11 +167,11 @@ class Study:
                     self._load(sae),
                     self.store,
                     self.whole_model,
-                    untrained=load_untrained(self.run.sae(sae.id)),
+                    untrained=load_untrained(self.run.sae(sae.id)).to(self._device()),
                     config=self.recipe.evaluate,
                     hook_point=sae.hook_point,
                     target_hook_point=sae.target_hook_point,
-                    fit_batches=self._fit_batches(),
+                    fit_batches=self._fit_batches(sae),
                 )
                 report.save(self.run.evaluation(sae.id))
 
@@ -198,12 +217,13 @@ class Study:
     def whole_model(self) -> LanguageModel:
         """The model with its head; takes the reader's place, since two copies would not fit a small GPU."""
         self.__dict__.pop("reader", None)
+        gc.collect()
         torch.cuda.empty_cache()
         return LanguageModel.load(self.recipe.model)
 
-    @property
+    @cached_property
     def store(self) -> ActivationStore:
-        """The run's store, as it is now."""
+        """The run's store, once it is collected."""
         return ActivationStore.open(self.run.activations, skip_damaged=self.recipe.activations.skip_damaged)
 
     def _settle_recipe(self) -> None:
@@ -223,18 +243,23 @@ class Study:
                 self.run.evaluation(sae.id),
                 self.run.features(sae.id) / "index.json",
             ]
-        return all(path.exists() for path in outputs) and not missing_shards(self.run.activations)
+        return all(path.exists() for path in outputs) and not (
+            missing_shards(self.run.activations) and not self.recipe.activations.skip_damaged
+        )
 
     def _collected(self) -> bool:
-        """Whether the collection ended, here or by `sparsight collect`, and all its files are there."""
-        if missing_shards(self.run.activations) or not (self.run.activations / "store.json").exists():
+        """Whether the collection ended, here or in parts by `sparsight collect`. Raises StoreError when it is another recipe's."""
+        recipe, path = self.recipe, self.run.activations
+        if not (path / "store.json").exists():
             return False
-        wanted = {split: self.recipe.activations.wanted(split) for split in self._splits()}
-        enough = all(self.store.n_tokens(split) >= n_rows for split, n_rows in wanted.items())
-        return enough or "finished" in self.manifest.values["steps"].get("collect", {})
-
-    def _splits(self) -> tuple[str, ...]:
-        return ("train", "heldout") if self.recipe.activations.mode == "store" else ("heldout",)
+        check_description(path, asked_for(recipe.model, recipe.text, recipe.activations, recipe.seed))
+        unfinished = unfinished_parts(path)
+        if unfinished and unfinished != ["0/1"]:
+            raise StoreError(
+                f"Store {path} lacks the parts {', '.join(unfinished)}. Collect each with `sparsight collect RECIPE --part`, "
+                "or delete the store to collect it in one."
+            )
+        return not unfinished and (recipe.activations.skip_damaged or not missing_shards(path))
 
     def _trained(self, sae: SAEConfig) -> bool:
         return (self.run.sae(sae.id) / "cfg.json").exists()
@@ -256,12 +281,18 @@ class Study:
         state = load_stream_state(self.run.saes)
         return ActivationStream(self.reader, recipe.text, recipe.activations, seed=recipe.seed, state=state)
 
-    def _fit_batches(self) -> Iterator[ActivationBatch] | None:
-        """Training rows for the baselines where the store keeps none: captured anew."""
+    def _fit_batches(self, sae: SAEConfig) -> Iterator[ActivationBatch] | None:
+        """Training rows for the baselines where the store keeps none: captured anew, in a ring no larger than they need."""
         if self.recipe.activations.mode == "store":
             return None
         n_tokens = min(self.recipe.evaluate.pca_fit_tokens, self.recipe.activations.n_tokens)
-        capture = replace(self.recipe.activations, n_tokens=n_tokens, allow_short=True)
+        capture = replace(
+            self.recipe.activations,
+            hook_points=(sae.hook_point, *filter(None, [sae.target_hook_point])),
+            n_tokens=n_tokens,
+            window_tokens=min(n_tokens, self.recipe.activations.window_tokens),
+            allow_short=True,
+        )
         stream = ActivationStream(self.whole_model, self.recipe.text, capture, seed=self.recipe.seed)
         return stream.batches(min(n_tokens, self.recipe.evaluate.batch_tokens))
 
@@ -274,21 +305,35 @@ class Study:
             "dataset_path": text.dataset or text.builtin or " ".join(text.files),
             "text_provenance": store.text,
             "context_size": text.context_tokens,
-            "prepend_bos": text.bos == "always",
+            "prepend_bos": text.bos == "always" or (text.bos == "auto" and self._adds_bos()),
             "n_training_tokens": self.recipe.activations.n_tokens * self.recipe.train.epochs,
         }
 
+    def _adds_bos(self) -> bool:
+        """Whether the tokenizer, left to itself, puts a beginning-of-sequence token before a text."""
+        tokenizer = resolve_checkpoint(self.recipe.model).tokenizer()
+        return tokenizer.bos_token_id is not None and tokenizer("a")["input_ids"][:1] == [tokenizer.bos_token_id]
+
     def _what_was_studied(self) -> str:
         store, recipe = self.store, self.recipe
-        train, heldout = store.counts["train"], store.counts["heldout"]
-        masked = {name: train[name] + heldout[name] for name in ("special", "sinks")}
-        return (
-            f"{recipe.model.id} ({store.model.get('revision') or 'local'}), {', '.join(recipe.activations.hook_points)}; "
+        train, heldout = self._training_counts(), store.counts["heldout"]
+        left_out = {name: train.get(name, 0) + heldout[name] for name in ("special", "sinks")}
+        n_tokens = train.get("rows", recipe.activations.n_tokens)
+        lines = [
+            f"{recipe.model.id} ({store.model.get('commit') or 'local'}), {', '.join(recipe.activations.hook_points)}; "
             f"text {recipe.text.dataset or recipe.text.builtin or ', '.join(recipe.text.files)}. "
-            f"{train['rows'] or recipe.activations.n_tokens:,} training tokens, passed {recipe.train.epochs} time(s); "
-            f"{heldout['rows']:,} held-out tokens of other documents. Left out: {masked['special']:,} special tokens and "
-            f"{masked['sinks']:,} attention sinks."
-        )
+            f"{n_tokens:,} training tokens, passed {recipe.train.epochs} time(s); {heldout['rows']:,} held-out tokens of "
+            f"other documents. Left out: {left_out['special']:,} special tokens and {left_out['sinks']:,} attention sinks.",
+            *(f"Left out, damaged: {what}" for what in store.damaged),
+        ]
+        return "\n\n".join(lines)
+
+    def _training_counts(self) -> dict[str, int]:
+        """Training tokens read and left out, by reason: from the store, or as a live pass recorded them with its SAEs."""
+        if self.recipe.activations.mode == "store":
+            return self.store.counts["train"]
+        described = read_json(self.run.sae(self.recipe.sae[0].id) / "cfg.json")
+        return described["metadata"]["sparsight_training"]["activations"]
 
     @contextmanager
     def _step(self, name: str, *, done: bool) -> Iterator[bool]:

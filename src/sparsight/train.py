@@ -3,41 +3,27 @@
 Several SAEs (architectures, widths, sparsities, seeds, hook points) learn from one pass of one source: a batch is read once and every
 trainer takes its step on it. `train_sae` is the plain form, any iterable in, an SAE out. `train_saes` works in a run directory: metrics in
 `saes/ID/training.jsonl`, checkpoints that a kill cannot tear, the same weights whether or not it was interrupted.
-
-Checkpoints: each SAE's `saes/ID/checkpoint/step-N.safetensors` is written first, then `saes/training.json` names N; only then are older ones
-removed. So all SAEs always stand at the same batch.
 """
 
-import io
-import json
 import logging
-import shutil
+import math
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
-import numpy as np
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from tqdm import tqdm
 
 from sparsight.activations import ActivationBatch
-from sparsight.artifact import (
-    MetricLoggers,
-    StopFlag,
-    append_jsonl,
-    atomic_path,
-    read_json,
-    read_jsonl,
-    write_atomic,
-    write_json,
-)
-from sparsight.errors import ActivationError, StoreError
+from sparsight.artifact import MetricLoggers, StopFlag, append_jsonl, atomic_path
+from sparsight.errors import ActivationError, FormatError, StoreError
 from sparsight.recipe import TrainConfig
-from sparsight.sae import SAEConfig, SAETrainer, SparseAutoencoder, untrained_sae
+from sparsight.sae import Checkpoints, SAEConfig, SAETrainer, SparseAutoencoder, untrained_sae
 
-__all__ = ["BatchSource", "load_stream_state", "load_untrained", "train_sae", "train_saes"]
+__all__ = ["BatchSource", "load_untrained", "train_sae", "train_saes"]
 
 _log = logging.getLogger(__name__)
 
@@ -58,6 +44,11 @@ class BatchSource(Protocol):
 
     def batches(self, batch_tokens: int, *, start_batch: int = 0) -> Iterator[ActivationBatch]:
         """Batches from number `start_batch` on, the same ones in every process."""
+        ...
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Tokens read, and how many were left out, by reason; recorded with the SAE."""
         ...
 
     def state_dict(self) -> dict[str, Any]:
@@ -102,34 +93,38 @@ def train_saes(
     Raises StoreError when the source has too few rows for one step, ActivationError when the loss stops being finite.
     """
     todo = [config for config in configs if not (folder / config.id / "cfg.json").exists()]
-    if todo:
-        session = _Session(source, todo, folder, train, device)
+    checkpoints = Checkpoints(folder)
+    for group in _passes(todo, checkpoints.begun()):
+        session = _Session(source, group, folder, train, device)
         loggers = MetricLoggers(train.loggers, folder, name)
         try:
             session.run(stop, loggers)
         finally:
             loggers.close()
         session.save_finished(metadata or {})
-    _remove_checkpoints(configs, folder)
+        checkpoints.remove([config.id for config in group])
+    checkpoints.remove([config.id for config in configs])  # a kill may have come between the two lines above
     return [SparseAutoencoder.load(folder / config.id) for config in configs]
 
 
-def load_stream_state(folder: Path) -> dict[str, Any] | None:
-    """What `ActivationStream` needs to go on where `train_saes` last saved in `folder`; None when there is nothing."""
-    file = folder / "stream.npz"
-    if not file.exists():
-        return None
-    with np.load(file, allow_pickle=False) as state:
-        return {
-            "windows": json.loads(str(state["windows"])),
-            "seen_ids": state["seen_ids"],
-            "seen_rows": state["seen_rows"],
-        }
-
-
 def load_untrained(folder: Path) -> SparseAutoencoder:
-    """The SAE in `folder` as it was before its first step: a baseline for evaluation, remade from its seed and `initial.safetensors`."""
-    return untrained_sae(SparseAutoencoder.load(folder), load_file(folder / "initial.safetensors"))
+    """The SAE in `folder` as it was before its first step: a baseline, remade from its seed and `initial.safetensors`.
+
+    Raises FormatError when that file is not there or not readable.
+    """
+    try:
+        initial = load_file(folder / "initial.safetensors")
+    except (OSError, SafetensorError) as error:
+        raise FormatError(
+            f"{folder}/initial.safetensors cannot be read ({error}). Train the SAE anew to have its untrained baseline."
+        ) from None
+    return untrained_sae(SparseAutoencoder.load(folder), initial)
+
+
+def _passes(todo: list[SAEConfig], begun: set[str]) -> list[list[SAEConfig]]:
+    """Those that a checkpoint holds go on first; those added since get a pass of their own, from its start."""
+    groups = [[config for config in todo if config.id in begun], [config for config in todo if config.id not in begun]]
+    return [group for group in groups if group]
 
 
 def _inputs(config: SAEConfig, batch: ActivationBatch, device: str) -> tuple[Tensor, Tensor | None]:
@@ -137,13 +132,6 @@ def _inputs(config: SAEConfig, batch: ActivationBatch, device: str) -> tuple[Ten
     hook_point = config.hook_point or next(iter(batch.activations))
     x = batch[hook_point].to(device, non_blocking=True)
     return x, batch[config.target_hook_point].to(device, non_blocking=True) if config.is_transcoder else None
-
-
-def _remove_checkpoints(configs: Sequence[SAEConfig], folder: Path) -> None:
-    for config in configs:
-        shutil.rmtree(folder / config.id / "checkpoint", ignore_errors=True)
-    for name in ("training.json", "stream.npz"):
-        (folder / name).unlink(missing_ok=True)
 
 
 def _new_trainer(config: SAEConfig, x: Tensor, target: Tensor | None, total_steps: int, device: str) -> SAETrainer:
@@ -164,11 +152,13 @@ class _Session:
                 f"{source.n_rows:,} training rows are not enough for one step of {train.batch_tokens:,}. "
                 "Collect more, or lower train.batch_tokens."
             )
-        self.pointer = folder / "training.json"
-        self.step = self._saved_step()
+        ids = [config.id for config in configs]
+        self.checkpoints = Checkpoints(folder)
+        self.step = self.checkpoints.step(ids, self.total_steps)
+        self.checkpoints.trim_logs(ids, self.step)
         self.trainers: dict[str, SAETrainer] = {}
         if self.step:
-            self._load()
+            self.trainers = {config.id: self._resumed(config) for config in configs}
 
     def run(self, stop: StopFlag | None, loggers: MetricLoggers) -> None:
         """Takes the steps that are left."""
@@ -176,8 +166,9 @@ class _Session:
             return
         started, first = time.monotonic(), self.step
         batches = self.source.batches(self.train.batch_tokens, start_batch=self.step)
-        bar = tqdm(total=self.total_steps, initial=self.step, unit=" steps", desc="train", disable=None, smoothing=0.1)
-        with bar:
+        with tqdm(
+            total=self.total_steps, initial=self.step, unit=" steps", desc="train", disable=None, smoothing=0.1
+        ) as bar:
             for batch in batches:
                 metrics = self._step_all(batch)
                 bar.update()
@@ -190,21 +181,25 @@ class _Session:
                     stop.leave()
                 if self.step == self.total_steps:
                     return
+        if self.step == 0:
+            raise StoreError(f"The activations ended before one batch of {self.train.batch_tokens:,} rows was full.")
         _log.warning(
-            "The activations ended at step %d of %d; the SAEs are saved as they stand.", self.step, self.total_steps
+            "The activations ended at step %d of %d; the SAEs are saved as they are.", self.step, self.total_steps
         )
 
     def save_finished(self, metadata: dict[str, Any]) -> None:
-        """Writes the SAEs, then removes the checkpoints. Safe to be killed in: what is missing is made again from the last one."""
+        """Writes the SAEs. Safe to be killed in: what is missing is made again from the checkpoint saved first."""
         self._save()
+        trained = {
+            "steps": self.step,
+            "tokens": self.step * self.train.batch_tokens,
+            "batch_tokens": self.train.batch_tokens,
+            "activations": self.source.counts,
+        }
         for config in self.configs:
-            trained = {
-                "steps": self.step,
-                "tokens": self.step * self.train.batch_tokens,
-                "batch_tokens": self.train.batch_tokens,
-            }
-            extra = metadata | {"sparsight_training": trained}
-            self.trainers[config.id].finished().save(self.folder / config.id, metadata=extra)
+            self.trainers[config.id].finished().save(
+                self.folder / config.id, metadata=metadata | {"sparsight_training": trained}
+            )
 
     def _step_all(self, batch: ActivationBatch) -> dict[str, dict[str, Tensor]]:
         metrics = {}
@@ -212,7 +207,8 @@ class _Session:
             x, target = _inputs(config, batch, self.device)
             if config.id not in self.trainers:
                 self.trainers[config.id] = _new_trainer(config, x, target, self.total_steps, self.device)
-                self._save_initial(config, x)
+                with atomic_path(self.folder / config.id / "initial.safetensors") as temp:
+                    save_file(self.trainers[config.id].initial_state(x), temp)
             metrics[config.id] = self.trainers[config.id].step(x, target)
         self.step += 1
         return metrics
@@ -220,70 +216,24 @@ class _Session:
     def _log(self, metrics: dict[str, dict[str, Tensor]], rate: float, loggers: MetricLoggers) -> None:
         for sae_id, values in metrics.items():
             record = {name: float(value) for name, value in values.items()}
-            if not np.isfinite(record["loss"]):
+            if not math.isfinite(record["loss"]):
                 raise ActivationError(
-                    f"SAE {sae_id}: the loss is {record['loss']} at step {self.step}. Lower sae.{sae_id}.lr, or look at the activations. "
-                    "The last checkpoint is kept."
+                    f"SAE {sae_id}: the loss is {record['loss']} at step {self.step}. Lower sae.{sae_id}.lr, or look at "
+                    "the activations. The last checkpoint is kept."
                 )
-            line = {
-                "step": self.step,
-                "tokens": self.step * self.train.batch_tokens,
-                "tokens_per_second": round(rate),
-                **record,
-            }
-            append_jsonl(self.folder / sae_id / "training.jsonl", line)
+            line = {"step": self.step, "tokens": self.step * self.train.batch_tokens, "tokens_per_second": round(rate)}
+            append_jsonl(self.folder / sae_id / "training.jsonl", line | record)
             loggers.send(sae_id, self.step, record)
 
-    def _save_initial(self, config: SAEConfig, x: Tensor) -> None:
-        with atomic_path(self.folder / config.id / "initial.safetensors") as temp:
-            save_file(self.trainers[config.id].initial_state(x), temp)
-
-    def _checkpoint(self, sae_id: str, step: int) -> Path:
-        return self.folder / sae_id / "checkpoint" / f"step-{step:09d}.safetensors"
-
-    def _saved_step(self) -> int:
-        if not self.pointer.exists():
-            return 0
-        saved = read_json(self.pointer)
-        known = {config.id for config in self.configs} <= set(saved["ids"]) and saved["total_steps"] == self.total_steps
-        return saved["step"] if known else 0
-
-    def _load(self) -> None:
-        """Takes up where the last checkpoint stood; log lines after it are dropped, since their steps are taken again."""
-        for config in self.configs:
-            state = load_file(self._checkpoint(config.id, self.step))
-            d_in = self.source.hook_points[config.hook_point]
-            d_out = self.source.hook_points[config.target_hook_point or config.hook_point]
-            trainer = SAETrainer(
-                config,
-                d_in,
-                d_out,
-                total_steps=self.total_steps,
-                batch_tokens=self.train.batch_tokens,
-                device=self.device,
-            )
-            trainer.load_state_dict(state)
-            self.trainers[config.id] = trainer
-            log = self.folder / config.id / "training.jsonl"
-            kept = [record for record in read_jsonl(log) if record["step"] <= self.step]
-            write_atomic(log, "".join(json.dumps(record) + "\n" for record in kept).encode())
-
     def _save(self) -> None:
-        """A checkpoint of all SAEs at this step; it counts from the moment that training.json names it."""
-        for config in self.configs:
-            with atomic_path(self._checkpoint(config.id, self.step)) as temp:
-                save_file(
-                    {name: value.contiguous() for name, value in self.trainers[config.id].state_dict().items()}, temp
-                )
-        if state := self.source.state_dict():
-            buffer = io.BytesIO()
-            np.savez(
-                buffer, seen_ids=state["seen_ids"], seen_rows=state["seen_rows"], windows=json.dumps(state["windows"])
-            )
-            write_atomic(self.folder / "stream.npz", buffer.getvalue())
-        ids = [config.id for config in self.configs]
-        write_json(self.pointer, {"step": self.step, "total_steps": self.total_steps, "ids": ids})
-        for config in self.configs:
-            for file in self._checkpoint(config.id, self.step).parent.glob("step-*"):
-                if file != self._checkpoint(config.id, self.step):
-                    file.unlink()
+        states = {config.id: self.trainers[config.id].state_dict() for config in self.configs}
+        self.checkpoints.save(states, self.step, self.total_steps, self.source.state_dict())
+
+    def _resumed(self, config: SAEConfig) -> SAETrainer:
+        d_in = self.source.hook_points[config.hook_point]
+        d_out = self.source.hook_points[config.target_hook_point or config.hook_point]
+        trainer = SAETrainer(
+            config, d_in, d_out, total_steps=self.total_steps, batch_tokens=self.train.batch_tokens, device=self.device
+        )
+        trainer.load_state_dict(self.checkpoints.load(config.id, self.step))
+        return trainer

@@ -2,8 +2,9 @@
 
 from sparsight.activations.batch import ActivationBatch, PieceTable
 from sparsight.activations.capture import Progress, Window, capture_windows
+from sparsight.activations.catalog import check_description, missing_shards, unfinished_parts
 from sparsight.activations.config import CaptureConfig
-from sparsight.activations.store import ActivationStore, StoreSource, missing_shards
+from sparsight.activations.store import ActivationStore, StoreSource
 from sparsight.activations.stream import ActivationStream
 from sparsight.activations.writer import StoreWriter
 
@@ -18,5 +19,7 @@ __all__ = [
     "StoreWriter",
     "Window",
     "capture_windows",
+    "check_description",
     "missing_shards",
+    "unfinished_parts",
 ]

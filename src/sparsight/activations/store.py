@@ -13,6 +13,7 @@ rows within each. Reading takes one shard a hook point into memory at a time and
 """
 
 import itertools
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -23,35 +24,15 @@ from typing import Any
 import torch
 
 from sparsight.activations.batch import COLUMNS, SPLITS, ActivationBatch, Chunk, PieceTable, batches_from_chunks
+from sparsight.activations.catalog import ShardEntry, read_index
 from sparsight.activations.shard import ShardFile
 from sparsight.artifact import read_json
 from sparsight.errors import StoreError
 
-__all__ = ["FORMAT_VERSION", "ActivationStore", "ShardEntry", "StoreSource", "missing_shards", "read_index"]
+__all__ = ["FORMAT_VERSION", "ActivationStore", "StoreSource"]
 
 FORMAT_VERSION = 1
-
-
-@dataclass(frozen=True)
-class ShardEntry:
-    """A shard as the index knows it."""
-
-    file: str
-    """Path below the store."""
-    split: str
-    number: int
-    n_rows: int
-    n_pieces: int
-    n_bytes: int
-    sha256: str
-    start: tuple[int, int]
-    """TextCursor of its first piece."""
-    next: tuple[int, int]
-    """TextCursor after its last piece, within its split."""
-    counts: dict[str, int]
-    """tokens read; special, sinks, beyond_wanted left out."""
-    text_counts: dict[str, int]
-    """What the text had given, and dropped, when this shard was closed."""
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -214,6 +195,8 @@ class ActivationStore:
                 self.damaged.append(str(error))
             else:
                 good.append(entry)
+        for what in self.damaged:
+            _log.warning("Going on without it (activations.skip_damaged): %s", what)
         return good
 
     def _check(self, entry: ShardEntry) -> None:
@@ -254,28 +237,14 @@ class StoreSource:
             "train", batch_tokens, hook_points=self.names, epochs=self.epochs, seed=self.seed, start_batch=start_batch
         )
 
+    @property
+    def counts(self) -> dict[str, int]:
+        """Tokens read for one pass, and how many were masked or cut, by reason."""
+        return self.store.counts["train"]
+
     def state_dict(self) -> dict[str, Any]:
         """Nothing: the store itself says where every batch is."""
         return {}
-
-
-def missing_shards(path: Path) -> list[str]:
-    """Shards that the indexes of the store at `path` name and the disk lacks."""
-    entries = [entry for part in sorted(Path(path).glob("part-*/index.json")) for entry in read_index(part)]
-    return [entry.file for entry in entries if not (Path(path) / entry.file).exists()]
-
-
-def read_index(path: Path) -> list[ShardEntry]:
-    """The entries of a part's index.json. Raises StoreError when it is not one."""
-    try:
-        return [
-            ShardEntry(**{**entry, "start": tuple(entry["start"]), "next": tuple(entry["next"])})
-            for entry in read_json(path)["shards"]
-        ]
-    except (KeyError, TypeError) as error:
-        raise StoreError(
-            f"{path} is not an index of shards ({error}). Delete its folder and collect that part anew."
-        ) from None
 
 
 def _read_ahead(jobs: list[Callable[[], Chunk]]) -> Iterator[Chunk]:

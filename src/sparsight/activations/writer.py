@@ -10,16 +10,14 @@ from typing import Any
 
 from sparsight.activations.batch import SPLITS
 from sparsight.activations.capture import Progress, Window
+from sparsight.activations.catalog import ShardEntry, check_description, read_index
 from sparsight.activations.shard import ShardFile, write_shard
-from sparsight.activations.store import FORMAT_VERSION, ShardEntry, read_index
-from sparsight.artifact import read_json, write_json
+from sparsight.activations.store import FORMAT_VERSION
+from sparsight.artifact import write_json
 from sparsight.errors import StoreError
 from sparsight.lm import TextCounts, TextCursor
 
 __all__ = ["StoreWriter"]
-
-
-_PROVENANCE = {"model", "text"}  # recorded; what of it must agree is in the other keys
 
 
 class StoreWriter:
@@ -55,8 +53,12 @@ class StoreWriter:
         )
         self.entries = [old for old in self.entries if old.file != entry.file] + [entry]
         self.entries.sort(key=lambda each: (SPLITS.index(each.split), each.number))
-        write_json(self.index, {"shards": [asdict(each) for each in self.entries]})
+        self._write_index(finished=False)
         return entry
+
+    def finish(self) -> None:
+        """Marks this part as ended: it has what was asked for, or all that the text gave."""
+        self._write_index(finished=True)
 
     def missing(self) -> list[ShardEntry]:
         """Entries whose file is gone."""
@@ -66,9 +68,8 @@ class StoreWriter:
         """Where the collection stands; or stood when the shard `before` was about to be captured."""
         progress = Progress()
         for entry in self.entries:
-            file = self.path / entry.file
-            if file.exists():
-                table = ShardFile(file).pieces()
+            if (self.path / entry.file).exists():
+                table = ShardFile(self.path / entry.file).pieces()
                 for document, row in zip(table.document_ids.tolist(), table.rows.tolist(), strict=True):
                     progress.seen[document] = min(row, progress.seen.get(document, row))
             if before is None or (entry.split == before.split and entry.number < before.number):
@@ -85,18 +86,15 @@ class StoreWriter:
                 return TextCounts(**entry.text_counts)
         return TextCounts()
 
+    def _write_index(self, *, finished: bool) -> None:
+        write_json(self.index, {"finished": finished, "shards": [asdict(each) for each in self.entries]})
+
     def _describe(self, description: dict[str, Any], world: int) -> None:
         file = self.path / "store.json"
         if not file.exists():
             write_json(file, description)
             return
-        found = read_json(file)
-        for key in sorted((found.keys() | description.keys()) - _PROVENANCE):
-            if found.get(key) != description.get(key):
-                raise StoreError(
-                    f"Store {self.path} was collected with {key} = {found.get(key)}; this run asks for {description.get(key)}. "
-                    "Collect into another run directory (--out) to keep both, or delete the store."
-                )
+        check_description(self.path, description)
         others = {folder.name[-3:] for folder in self.path.glob("part-*")} - {f"{world:03d}"}
         if others:
             raise StoreError(

@@ -8,6 +8,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,11 +25,14 @@ __all__ = [
     "read_jsonl",
     "remove_leftovers",
     "sha256_file",
+    "told_in_one_line",
     "write_atomic",
     "write_json",
 ]
 
 _TEMP_SUFFIX = ".tmp"
+# ours, and what safetensors (0.8) writes beside the file it is asked for before it renames
+_LEFTOVER = re.compile(r"\..*\.tmp|\.tmp\w{6}")
 _UMASK = os.umask(0)
 os.umask(_UMASK)
 
@@ -47,19 +51,19 @@ def atomic_path(path: Path) -> Iterator[Path]:
     Raises RunError when the disk is full or the place cannot be written.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=_TEMP_SUFFIX, dir=path.parent)
-    os.close(handle)
-    temp = Path(name)
-    temp.chmod(0o666 & ~_UMASK)  # mkstemp's 0600 would keep a shared machine's other users out
-    try:
-        with _told_in_one_line(path):
+    with told_in_one_line(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=_TEMP_SUFFIX, dir=path.parent)
+        os.close(handle)
+        temp = Path(name)
+        try:
             yield temp
+            temp.chmod(0o666 & ~_UMASK)  # the 0600 of a temp file would keep a shared machine's other users out
             _fsync(temp)
             os.replace(temp, path)
             _fsync(path.parent)
-    finally:
-        temp.unlink(missing_ok=True)
+        finally:
+            temp.unlink(missing_ok=True)
 
 
 def write_atomic(path: Path, data: bytes) -> None:
@@ -87,7 +91,7 @@ def read_json(path: Path) -> Any:
 
 def append_jsonl(path: Path, record: dict[str, Any]) -> None:
     """Appends one record as a line of JSON. Not fsynced: a log line is worth less than a step's time."""
-    with _told_in_one_line(path), Path(path).open("a", encoding="utf-8") as file:
+    with told_in_one_line(path), Path(path).open("a", encoding="utf-8") as file:
         file.write(json.dumps(record) + "\n")
 
 
@@ -111,25 +115,42 @@ def sha256_file(path: Path) -> str:
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Removes the temp files that a killed run left under `folder`. Only for the owner of the run's lock."""
-    for leftover in Path(folder).rglob(f".*{_TEMP_SUFFIX}"):
-        if leftover.is_file():
-            leftover.unlink(missing_ok=True)
+    """Removes the temp files that a killed run left under `folder`. Only for the owner of the folder's lock.
+
+    A folder below with a lock of its own is left to its owner, who may be writing.
+    """
+    for root, folders, files in os.walk(folder):
+        folders[:] = [name for name in folders if not (Path(root) / name / ".lock").exists()]
+        for name in files:
+            if _LEFTOVER.fullmatch(name):
+                (Path(root) / name).unlink(missing_ok=True)
 
 
 @contextmanager
-def _told_in_one_line(path: Path) -> Iterator[None]:
+def told_in_one_line(path: Path) -> Iterator[None]:
+    """Turns what the system says about writing `path` into a RunError with a remedy; other errors pass."""
     try:
         yield
-    except OSError as error:
-        if error.errno == errno.ENOSPC:
+    except Exception as error:
+        reason = _errno(error)
+        if reason in (errno.ENOSPC, errno.EDQUOT):
             raise RunError(
                 f"The disk is full: {path} was not written. What was complete before it is kept; "
                 "free some space and run the same command again."
             ) from None
-        if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
-            raise RunError(f"{path} cannot be written ({error.strerror}). Choose a run directory you own.") from None
+        if reason in (errno.EACCES, errno.EROFS, errno.EPERM, errno.ENOTDIR, errno.EEXIST):
+            raise RunError(
+                f"{path} cannot be written ({os.strerror(reason)}). Choose a run directory you own."
+            ) from None
         raise
+
+
+def _errno(error: Exception) -> int | None:
+    """The system's error number; safetensors hides it in its message."""
+    if isinstance(error, OSError):
+        return error.errno
+    found = re.search(r"os error (\d+)", str(error))
+    return int(found[1]) if found else None
 
 
 def _fsync(path: Path) -> None:

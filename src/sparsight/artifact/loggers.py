@@ -8,7 +8,9 @@ import importlib
 import logging
 import queue
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,14 +30,14 @@ class MetricLoggers:
     def __init__(self, names: Sequence[str], folder: Path, run_name: str):
         self._queue: queue.Queue[tuple[str, int, dict[str, float]] | None] = queue.Queue(_QUEUE_RECORDS)
         self.n_dropped = 0
-        self._sinks = [_make(name, folder, run_name) for name in names]
+        self._makers = [partial(_make, name, _module(name), folder, run_name) for name in names]
         self._thread = threading.Thread(target=self._drain, daemon=True)
-        if self._sinks:
+        if names:
             self._thread.start()
 
     def send(self, prefix: str, step: int, metrics: dict[str, float]) -> None:
         """Hands one record over; never waits."""
-        if not self._sinks:
+        if not self._makers:
             return
         try:
             self._queue.put_nowait((prefix, step, metrics))
@@ -56,13 +58,24 @@ class MetricLoggers:
             )
 
     def _drain(self) -> None:
+        """In the thread: logging in, too, may fail or take its time."""
+        sinks = []
+        for make in self._makers:
+            with self._dropped_when_it_fails():
+                sinks.append(make())
         while (record := self._queue.get()) is not None:
-            for sink in list(self._sinks):
-                try:
+            for sink in list(sinks):
+                sinks.remove(sink)
+                with self._dropped_when_it_fails():
                     sink.write(*record)
-                except Exception as error:
-                    _log.warning("Logger %s failed (%s) and is dropped; training goes on.", type(sink).__name__, error)
-                    self._sinks.remove(sink)
+                    sinks.append(sink)
+
+    @contextmanager
+    def _dropped_when_it_fails(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:
+            _log.warning("A logger failed (%s) and is dropped; training goes on.", error)
 
 
 class _TensorBoard:
@@ -83,11 +96,14 @@ class _Wandb:
         self.run.log({f"{prefix}/{name}": value for name, value in metrics.items()} | {"step": step})
 
 
-def _make(name: str, folder: Path, run_name: str) -> _TensorBoard | _Wandb:
+def _module(name: str) -> Any:
     try:
-        module = importlib.import_module(_MODULES[name])
+        return importlib.import_module(_MODULES[name])
     except ImportError:
         raise RunError(
             f"train.loggers names {name}, which is not installed. `pip install {name}`, or leave it out."
         ) from None
+
+
+def _make(name: str, module: Any, folder: Path, run_name: str) -> _TensorBoard | _Wandb:
     return (_TensorBoard if name == "tensorboard" else _Wandb)(module, folder, run_name)

@@ -2,9 +2,11 @@
 
 `manifest.json` is one object, a key a part:
 
-    sparsight, python, torch, transformers, numpy, platform, processor, n_threads, device    of the machine and its software
-    recipe_sha256      of the resolved recipe
-    model, text        provenance as lm/ reports it: revision or file hash, tensors loaded, documents, what was excluded
+    sparsight, python, torch, transformers, datasets, huggingface_hub, safetensors, numpy    versions
+    platform, processor, n_processors    the machine
+    model, text        provenance as lm/ reports it: revision or file hash, tensors loaded, device, the text's hash or commit
+    activations        split -> rows kept, and tokens left out by reason; training_stream: the same for a live pass
+    damaged            shards that were left out, and why (activations.skip_damaged)
     steps              name -> {seconds, finished}; a step that was resumed has the seconds of all its attempts added up
 """
 
@@ -25,7 +27,7 @@ class Manifest:
 
     def __init__(self, path: Path):
         self.path = path
-        self.values: dict[str, Any] = read_json(path) if path.exists() else {"steps": {}}
+        self.values: dict[str, Any] = {"steps": {}} | (read_json(path) if path.exists() else {})
 
     def record(self, **values: Any) -> None:
         """Sets keys and writes the file."""

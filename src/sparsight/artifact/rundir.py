@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from sparsight.artifact.files import remove_leftovers
+from sparsight.artifact.files import remove_leftovers, told_in_one_line
 from sparsight.errors import RunError
 
 __all__ = ["Interrupted", "RunDir", "StopFlag", "locked", "stop_signals"]
@@ -84,8 +84,10 @@ def locked(folder: Path) -> Iterator[None]:
 
     Raises RunError at once when another process holds it.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("a+") as file:
+    with told_in_one_line(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = (folder / ".lock").open("a+")
+    with lock as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

@@ -100,20 +100,20 @@ class FeatureIndex:
         found = (description.get("format"), description.get("version")) if isinstance(description, dict) else None
         if found != (FORMAT, VERSION):
             raise StoreError(
-                f"`{path}` has format {found}; expected {(FORMAT, VERSION)}. Rebuild it with `sparsight index`."
+                f"`{path}` has format {found}; expected {(FORMAT, VERSION)}. Delete it and rebuild it with `sparsight index`."
             )
         try:
             listed = {name: (entry["dtype"], tuple(entry["shape"])) for name, entry in description["arrays"].items()}
             missing = [name for name in ARRAYS if name not in listed]
             if missing:
                 raise StoreError(
-                    f"`{path}/index.json` lacks {', '.join(missing)}. Rebuild the index with `sparsight index`."
+                    f"`{path}/index.json` lacks {', '.join(missing)}. Delete the folder and rebuild it with `sparsight index`."
                 )
             arrays = {name: _map(path / f"{name}.npy", *expected) for name, expected in listed.items()}
             index = cls(path, description, arrays)
         except (KeyError, TypeError, AttributeError) as error:
             raise StoreError(
-                f"`{path}/index.json` is garbled ({error}). Rebuild the index with `sparsight index`."
+                f"`{path}/index.json` is garbled ({error}). Delete the folder and rebuild it with `sparsight index`."
             ) from None
         index._check_offsets()
         return index

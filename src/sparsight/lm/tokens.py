@@ -158,6 +158,8 @@ def _encoder(config: TextConfig, tokenizer: PreTrainedTokenizerBase) -> Callable
     special = config.bos == "auto" and not config.chat_template
 
     def encode(texts: list[str]) -> list[np.ndarray]:
+        # scraped JSON holds lone surrogates, which are no text: each becomes a question mark
+        texts = [text.encode("utf-8", "replace").decode() for text in texts]
         if config.chat_template:
             texts = [_as_user_message(tokenizer, text) for text in texts]
         rows = tokenizer(texts, add_special_tokens=special, return_attention_mask=False, verbose=False)["input_ids"]

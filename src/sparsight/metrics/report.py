@@ -130,7 +130,9 @@ class EvalReport:
         path = Path(path)
         body = read_json(path)
         if not isinstance(body, dict) or body.get("format") != FORMAT or body.get("version") != VERSION:
-            raise RunError(f"`{path}` is not an evaluation of version {VERSION}. Rerun `sparsight evaluate`.")
+            raise RunError(
+                f"`{path}` is not an evaluation of version {VERSION}. Delete it and run `sparsight evaluate`."
+            )
         try:
             return cls(
                 subject=body["subject"],
@@ -144,7 +146,7 @@ class EvalReport:
                 notes=tuple(body["notes"]),
             )
         except (KeyError, TypeError) as error:
-            raise RunError(f"`{path}` lacks or garbles {error}. Rerun `sparsight evaluate`.") from None
+            raise RunError(f"`{path}` lacks or garbles {error}. Delete it and run `sparsight evaluate`.") from None
 
 
 def _method(body: dict[str, Any]) -> MethodReport:

@@ -73,6 +73,11 @@ class Recipe:
             raise RecipeError(f"name = {self.name!r} cannot name a directory; use letters, digits, dots and dashes.")
         if not self.sae:
             raise RecipeError("The recipe has no [[sae]] section: name at least one SAE to train.")
+        if self.activations.heldout_tokens < 1 or self.text.heldout_fraction == 0:
+            raise RecipeError(
+                f"activations.heldout_tokens = {self.activations.heldout_tokens} and text.heldout_fraction = "
+                f"{self.text.heldout_fraction} hold nothing out; a study measures on what training never saw. Set both above 0."
+            )
         if self.activations.mode == "stream" and self.train.epochs > 1:
             raise RecipeError(
                 f'train.epochs = {self.train.epochs} needs activations.mode = "store": a live stream passes once.'

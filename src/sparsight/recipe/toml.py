@@ -6,6 +6,7 @@ are addressed by id or number: `sae.topk-8x.k=64`, `sae.0.k=64`.
 
 import difflib
 import json
+import math
 import tomllib
 import types
 import typing
@@ -24,8 +25,9 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     """The recipe in a TOML file, with `section.key=value` overrides. Raises RecipeError in one line."""
     try:
         text = Path(path).read_text(encoding="utf-8")
-    except OSError as error:
-        raise RecipeError(f"Recipe {path} cannot be read ({error.strerror}).") from None
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
+        raise RecipeError(f"Recipe {path} cannot be read ({reason}).") from None
     return parse_recipe(text, overrides, source=str(path))
 
 
@@ -61,7 +63,9 @@ def _dump_table(section: Any) -> str:
 def _dump_value(value: Any) -> str:
     if isinstance(value, tuple):
         return "[" + ", ".join(_dump_value(each) for each in value) + "]"
-    return json.dumps(value, ensure_ascii=False)  # JSON's strings, numbers and booleans are TOML's too
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    return json.dumps(value, ensure_ascii=True)  # JSON's strings, numbers and booleans are TOML's too
 
 
 def _apply(values: dict[str, Any], override: str) -> None:
