@@ -135,6 +135,28 @@ def test_the_readmes_python_uses_names_that_exist() -> None:
         assert hasattr(sparsight, name)
 
 
+def test_the_readmes_python_runs(
+    tmp_path: Path, model_folder: Path, text_path: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    small = {
+        '"smollm2-135m-instruct"': f'"{model_folder}", dtype="float32"',
+        'builtin="probe-text"': f'files=("{text_path}",), context_tokens=64',
+        "layers.15.mlp": "layers.2.mlp",
+        "n_tokens=200_000, heldout_tokens=20_000": "n_tokens=3000, heldout_tokens=500",
+        "n_latents=4608, k=32": "n_latents=64, k=4",
+        "1024": "100",
+        "runs/mine": str(tmp_path),
+    }
+    for large, replacement in small.items():
+        assert large in code
+        code = code.replace(large, replacement)
+    exec(code, {})
+    printed = capsys.readouterr().out
+    assert "FVU" in printed
+    assert "64 latents at layers.2.mlp" in printed
+
+
 def test_the_readmes_tree_is_the_tree() -> None:
     readme = (ROOT / "README.md").read_text()
     listed = set(re.findall(r"^  (\w+(?:\.py|/)) ", readme, re.MULTILINE))
