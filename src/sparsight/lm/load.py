@@ -12,6 +12,7 @@ import copy
 import functools
 import importlib.util
 import logging
+import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -40,6 +41,10 @@ _LOG = logging.getLogger(__name__)
 _OLD_HEADS = {"embed_out.weight"}  # GPT-NeoX on disk; Transformers renames it
 _DELTA_NET_PACKAGES = {"fla": "flash-linear-attention", "causal_conv1d": "causal-conv1d"}
 
+# oneDNN and torch keep 1,024 compiled products each, and batches of text differ in shape: 165 MB more after 4M tokens of a tiny model.
+# 64 cost no time (docs/log.md). Both are read at the first product on the CPU.
+_SHAPE_CACHES = ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY")
+
 
 @dataclass(frozen=True, kw_only=True)
 class LoadedModel:
@@ -54,6 +59,8 @@ class LoadedModel:
 def load_model(config: ModelConfig, hook_points: list[HookPoint] | None) -> LoadedModel:
     """Loads what reading `hook_points` takes; None is the whole text model. Raises ModelError or HookPointError."""
     device = choose_device(config.device)
+    for name in _SHAPE_CACHES:
+        os.environ.setdefault(name, "64")
     checkpoint = resolve_checkpoint(config)
     text_config = _text_config(checkpoint)
     n_total = text_config.num_hidden_layers
