@@ -24,16 +24,16 @@ from sparsight.activations import (
     missing_shards,
     unfinished_parts,
 )
-from sparsight.artifact import Manifest, RunDir, StopFlag, environment, locked, read_json, write_atomic
+from sparsight.artifact import Manifest, RunDir, StopFlag, environment, locked, write_atomic
 from sparsight.collect import asked_for, collect_activations
 from sparsight.errors import RunError, StoreError
 from sparsight.evaluate import evaluate_sae
 from sparsight.features import FeatureIndex
 from sparsight.index import build_index
 from sparsight.lm import LanguageModel, choose_device, resolve_checkpoint
-from sparsight.metrics import EvalReport
 from sparsight.plan import check_fits
 from sparsight.recipe import Recipe, check_same_study, dump_recipe, load_recipe
+from sparsight.report import write_report
 from sparsight.sae import Checkpoints, SAEConfig, SparseAutoencoder, load_stream_state
 from sparsight.show import show_latent, show_overview, show_text
 from sparsight.train import load_untrained, train_saes
@@ -191,22 +191,12 @@ class Study:
                 )
 
     def report(self) -> None:
-        """Writes report.md: what was studied, the numbers with their baselines, a look at the features."""
-        lines = [f"# {self.recipe.name}", "", self._what_was_studied(), ""]
-        for sae in self.recipe.sae:
-            about = f"{sae.id}: {sae.architecture}, {sae.n_latents:,} latents at {sae.hook_point}"
-            about += f" -> {sae.target_hook_point}" if sae.target_hook_point else ""
-            lines += [EvalReport.load(self.run.evaluation(sae.id)).markdown(about), ""]
-            index = FeatureIndex.open(self.run.features(sae.id))
-            overview = show_overview(index, self.whole_model.tokenizer, color=False)
-            lines += ["### Some of its features", "", "```text", overview, "```", ""]
-        lines += [
-            "## Time",
-            "",
-            *(f"- {name}: {step['seconds']:.0f} s" for name, step in self.manifest.values["steps"].items()),
-            "",
-        ]
-        write_atomic(self.run.report, "\n".join(lines).encode())
+        """Writes report.md."""
+        tokenizer = self.whole_model.tokenizer
+        overviews = {
+            sae.id: show_overview(FeatureIndex.open(self.run.features(sae.id)), tokenizer) for sae in self.recipe.sae
+        }
+        write_report(self.run, self.recipe, self.store, self.manifest, overviews)
 
     @cached_property
     def reader(self) -> LanguageModel:
@@ -313,27 +303,6 @@ class Study:
         """Whether the tokenizer, left to itself, puts a beginning-of-sequence token before a text."""
         tokenizer = resolve_checkpoint(self.recipe.model).tokenizer()
         return tokenizer.bos_token_id is not None and tokenizer("a")["input_ids"][:1] == [tokenizer.bos_token_id]
-
-    def _what_was_studied(self) -> str:
-        store, recipe = self.store, self.recipe
-        train, heldout = self._training_counts(), store.counts["heldout"]
-        left_out = {name: train.get(name, 0) + heldout[name] for name in ("special", "sinks")}
-        n_tokens = train.get("rows", recipe.activations.n_tokens)
-        lines = [
-            f"{recipe.model.id} ({store.model.get('commit') or 'local'}), {', '.join(recipe.activations.hook_points)}; "
-            f"text {recipe.text.dataset or recipe.text.builtin or ', '.join(recipe.text.files)}. "
-            f"{n_tokens:,} training tokens, passed {recipe.train.epochs} time(s); {heldout['rows']:,} held-out tokens of "
-            f"other documents. Left out: {left_out['special']:,} special tokens and {left_out['sinks']:,} attention sinks.",
-            *(f"Left out, damaged: {what}" for what in store.damaged),
-        ]
-        return "\n\n".join(lines)
-
-    def _training_counts(self) -> dict[str, int]:
-        """Training tokens read and left out, by reason: from the store, or as a live pass recorded them with its SAEs."""
-        if self.recipe.activations.mode == "store":
-            return self.store.counts["train"]
-        described = read_json(self.run.sae(self.recipe.sae[0].id) / "cfg.json")
-        return described["metadata"]["sparsight_training"]["activations"]
 
     @contextmanager
     def _step(self, name: str, *, done: bool) -> Iterator[bool]:
