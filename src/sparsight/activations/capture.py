@@ -6,7 +6,6 @@ was killed goes on from the last window that counted and makes the same rows. Sh
 from the text, and a window holds hundreds of them.
 """
 
-import ctypes
 import hashlib
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing
@@ -20,12 +19,12 @@ from torch import Tensor
 
 from sparsight.activations.batch import SPLITS, ActivationBatch, Chunk, PieceTable
 from sparsight.activations.config import CaptureConfig
+from sparsight.artifact import give_back_memory
 from sparsight.errors import ActivationError, TextError
 from sparsight.lm import LanguageModel, Piece, TextConfig, TextCounts, TextCursor, TokenBatch, iter_pieces, make_batches
 
 __all__ = ["Progress", "Window", "WindowBuffer", "capture_windows", "make_buffer"]
 
-_MALLOC_TRIM: Any = getattr(ctypes.CDLL(None), "malloc_trim", None)
 _SLACK = 1.02  # the last window takes 2 % more tokens than rows are missing, since masking drops some (0.1-2 % seen)
 
 
@@ -186,7 +185,7 @@ def _capture(
             keep &= ~special
         index = keep.flatten().nonzero().squeeze(1)
         activations = model.read(batch, config.hook_points)
-        _give_back_memory()
+        give_back_memory()
         for name, values in activations.items():
             rows = buffer.rows[name][n_rows : n_rows + len(index)]
             rows.copy_(values.flatten(0, 1).index_select(0, index.to(values.device)), non_blocking=True)
@@ -208,16 +207,6 @@ def _capture(
     }
     start = TextCursor(pieces[0].row, pieces[0].piece)
     return Window("", -1, rows, **joined, order=kept, pieces=_table(pieces), start=start, end=start, counts=counts)
-
-
-def _give_back_memory() -> None:
-    """Returns freed memory to the system, where the C library can (glibc).
-
-    A forward's buffers differ in size from batch to batch and fragment its heap: without this, peak memory grew by a fifth from 40 to 400
-    thousand tokens, with it by nothing, at no cost in time (docs/log.md).
-    """
-    if _MALLOC_TRIM is not None:
-        _MALLOC_TRIM(0)
 
 
 def _eos_id(model: LanguageModel, text: TextConfig) -> int:

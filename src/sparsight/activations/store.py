@@ -26,7 +26,7 @@ import torch
 from sparsight.activations.batch import COLUMNS, SPLITS, ActivationBatch, Chunk, PieceTable, batches_from_chunks
 from sparsight.activations.catalog import ShardEntry, read_index
 from sparsight.activations.shard import ShardFile
-from sparsight.artifact import read_json
+from sparsight.artifact import give_back_memory, read_json
 from sparsight.errors import StoreError
 
 __all__ = ["FORMAT_VERSION", "ActivationStore", "StoreSource"]
@@ -172,6 +172,7 @@ class ActivationStore:
 
     def _chunk(self, names: list[str], job: _Job) -> Chunk:
         """One shard in memory, checked against its hash the first time."""
+        give_back_memory()
         file = ShardFile(self.path / job.entry.file)
         if job.entry.file not in self._checked:
             file.check_hash(job.entry.sha256)

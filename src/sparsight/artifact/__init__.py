@@ -13,6 +13,7 @@ from sparsight.artifact.files import (
 )
 from sparsight.artifact.loggers import MetricLoggers
 from sparsight.artifact.manifest import Manifest, environment
+from sparsight.artifact.memory import give_back_memory
 from sparsight.artifact.rundir import Interrupted, RunDir, StopFlag, locked, stop_signals
 
 __all__ = [
@@ -25,6 +26,7 @@ __all__ = [
     "atomic_path",
     "cache_folder",
     "environment",
+    "give_back_memory",
     "locked",
     "read_json",
     "read_jsonl",
