@@ -102,11 +102,12 @@ def timed_steps(marks: Marks, batch_tokens: int) -> dict[str, Any]:
 
 
 def batches_of(job: Job) -> tuple[Tensor, list[Tensor]]:
-    """The training rows, in an order drawn from the seed, and their batches: the same for every tool."""
+    """The training rows, in an order drawn from the seed, and their batches: the same for every tool, in every epoch."""
     rows = load_file(job["files"]["train"])["rows"][: job["n_tokens"]]
     rows = rows[torch.randperm(len(rows), generator=torch.Generator().manual_seed(job["seed"]))]
     size = job["batch_tokens"]
-    return rows, [rows[i : i + size] for i in range(0, len(rows) - size + 1, size)]
+    batches = [rows[i : i + size] for i in range(0, len(rows) - size + 1, size)]
+    return rows, batches * job["epochs"]
 
 
 @torch.no_grad()

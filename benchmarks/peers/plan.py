@@ -22,6 +22,7 @@ ARCHITECTURES = {
 }
 # Around each optimiser's own default: Adam's for three tools, signum's for sparsify (whose own is 9.4e-3 at this width).
 RATES = dict.fromkeys(TOOLS, (3e-4, 1e-3, 3e-3)) | {"sparsify": (3e-3, 1e-2, 3e-2)}
+RELU_RATE = 3e-3  # at 1e-3 L0 is still in the hundreds to thousands after these few steps, for every tool
 # Coefficients that end between L0 20 and 200 here; each tool scales its penalty its own way. The middle one gets all seeds.
 L1 = {
     "sparsight": (0.01, 0.02, 0.04, 0.08),
@@ -50,6 +51,8 @@ class Sizes:
     width_steps: int = 12
     """Steps at each width; the first five do not count."""
     batch_tokens: int = 1024
+    relu_epochs: int = 3
+    """Passes over the rows for relu, whose L0 falls slowly from thousands."""
     context_tokens: int = 128
     n_latents: int = 4608
     k: int = 32
@@ -101,7 +104,7 @@ def _settings(tool: str, part: str) -> tuple[str, ...]:
         return ("default",)
     if part == "store":
         return ("default", "float32") if tool == "sparsight" else ("default",)
-    return ("default", "float32") if tool == "sparsight" else ("default", "best")
+    return ("default", "best", "float32") if tool == "sparsight" else ("default", "best")
 
 
 def _n_tokens(part: str, sizes: Sizes) -> int:
@@ -110,7 +113,7 @@ def _n_tokens(part: str, sizes: Sizes) -> int:
 
 
 def _training(repeat: int, sizes: Sizes, best: dict[tuple[Any, ...], float]) -> Iterator[Job]:
-    """topk first: its search also gives relu its rate, which cannot be chosen by FVU as it changes L0 too."""
+    """relu has no search: a rate changes L0 too, so FVU alone cannot choose one."""
     for architecture in ("topk", "batchtopk", "relu"):
         for tool in TOOLS:
             if architecture not in ARCHITECTURES[tool]:
@@ -118,10 +121,11 @@ def _training(repeat: int, sizes: Sizes, best: dict[tuple[Any, ...], float]) -> 
             coefficients = L1[tool] if architecture == "relu" else (None,)
             middle = coefficients[len(coefficients) // 2]
             common = {"part": "train", "tool": tool, "architecture": architecture, "n_tokens": sizes.train_rows}
+            common["epochs"] = sizes.relu_epochs if architecture == "relu" else 1
             for setting in ("default", "float32") if tool == "sparsight" and architecture == "topk" else ("default",):
                 yield _job(sizes, repeat, **common, setting=setting, l1=middle)
             searched = architecture != "relu" and repeat == 0
-            found = best.get((tool, architecture if architecture != "relu" else "topk"))
+            found = RELU_RATE if architecture == "relu" else best.get((tool, architecture))
             for l1 in coefficients if repeat == 0 else (middle,):
                 for lr in RATES[tool] if searched else (found,):
                     if lr is not None:
@@ -130,7 +134,7 @@ def _training(repeat: int, sizes: Sizes, best: dict[tuple[Any, ...], float]) -> 
 
 def _job(sizes: Sizes, seed: int, **options: Any) -> Job:
     defaults = {"architecture": "topk", "lr": None, "l1": None, "seed": seed, "n_latents": sizes.n_latents}
-    fixed = {"batch_tokens": sizes.batch_tokens, "context_tokens": sizes.context_tokens, "k": sizes.k}
+    fixed = {"batch_tokens": sizes.batch_tokens, "context_tokens": sizes.context_tokens, "k": sizes.k, "epochs": 1}
     return defaults | fixed | options
 
 
