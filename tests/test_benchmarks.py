@@ -104,7 +104,7 @@ def test_relu_is_compared_at_the_peers_l0():
         for l1, l0, fvu in ((1.0, 100.0, 0.1), (2.0, 10.0, 0.4))
     ]
     theirs = [run("sae-lens", "best", architecture="relu", l1=5.0, lr=1e-3, l0=1000**0.5, fvu=0.6)]
-    assert "| sae-lens, best, L1 5 | 31.6 | 0.600 | 0.200 |" in markdown(record([*ours, *theirs]))
+    assert "| sae-lens, L1 5 | 31.6 | 0.600 | 0.200 |" in markdown(record([*ours, *theirs]))
 
 
 def test_an_empty_record_still_says_what_it_is():

@@ -23,9 +23,9 @@ ARCHITECTURES = {
 # Around each optimiser's own default: Adam's for three tools, signum's for sparsify (whose own is 9.4e-3 at this width).
 RATES = dict.fromkeys(TOOLS, (3e-4, 1e-3, 3e-3)) | {"sparsify": (3e-3, 1e-2, 3e-2)}
 RELU_RATE = 3e-3  # at 1e-3 L0 is still in the hundreds to thousands after these few steps, for every tool
-# Coefficients that end between L0 20 and 200 here; each tool scales its penalty its own way. The middle one gets all seeds.
+# Coefficients that end between L0 30 and 300 here; each tool scales its penalty its own way. One seed each: what spreads is the coefficient.
 L1 = {
-    "sparsight": (0.01, 0.02, 0.04, 0.08),
+    "sparsight": (1.5, 3.0, 6.0, 12.0),
     "sae-lens": (1.0, 2.0, 4.0),
     "dictionary-learning": (1.0, 2.0, 4.0),
 }
@@ -38,9 +38,9 @@ Job = dict[str, Any]
 class Sizes:
     """How much work, the same for every tool."""
 
-    stream_tokens: int = 32_768
+    stream_tokens: int = 24_576
     """Training tokens of `end-to-end`."""
-    collect_tokens: int = 16_384
+    collect_tokens: int = 8192
     """Tokens of `collect`."""
     train_rows: int = 65_536
     """Rows of `train`, read once."""
@@ -120,13 +120,15 @@ def _training(repeat: int, sizes: Sizes, best: dict[tuple[Any, ...], float]) -> 
                 continue
             coefficients = L1[tool] if architecture == "relu" else (None,)
             middle = coefficients[len(coefficients) // 2]
+            if architecture == "relu" and repeat:
+                continue
             common = {"part": "train", "tool": tool, "architecture": architecture, "n_tokens": sizes.train_rows}
             common["epochs"] = sizes.relu_epochs if architecture == "relu" else 1
             for setting in ("default", "float32") if tool == "sparsight" and architecture == "topk" else ("default",):
                 yield _job(sizes, repeat, **common, setting=setting, l1=middle)
             searched = architecture != "relu" and repeat == 0
             found = RELU_RATE if architecture == "relu" else best.get((tool, architecture))
-            for l1 in coefficients if repeat == 0 else (middle,):
+            for l1 in coefficients:
                 for lr in RATES[tool] if searched else (found,):
                     if lr is not None:
                         yield _job(sizes, repeat, **common, setting="best", l1=l1, lr=lr)

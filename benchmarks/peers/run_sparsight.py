@@ -1,8 +1,8 @@
 """Sparsight, through its own verbs: collect_activations, train_saes, train_sae, the store and build_index.
 
 `default`: what the demo's recipe says (bfloat16 model and products, lr 1e-3, a store between model and training), with rows of 128 tokens as for
-everyone. `best`: the same with a learning rate searched and, as for the peers, a warm-up of 5 % of the steps instead of 100. `float32`: the same with model and products in float32, to part what the
-type of number gives from what the rest gives.
+everyone. `best`: the same with a learning rate searched and, as for the peers, a warm-up of 5 % of the steps instead of 100 steps.
+`float32`: the default with model and products in float32, to part what the type of number gives from what the rest gives.
 """
 
 import os

@@ -120,24 +120,29 @@ def _training(runs: Sequence[Record]) -> str:
 
 
 def _middle(by_case: dict[tuple[Any, ...], list[Record]], architecture: str) -> float | None:
-    """The coefficient of ours that has the most seeds; it does not change the speed."""
-    ours = {key[1]: len(group) for key, group in by_case.items() if key[0] == architecture and key[2] == OURS}
-    return max(ours, key=lambda l1: ours[l1]) if ours else None
+    """The coefficient at which ours ran at its default; it does not change the speed."""
+    return next((key[1] for key in by_case if key[0] == architecture and key[2:] == (OURS, "default")), None)
 
 
 def _equal_l0(runs: Sequence[Record]) -> str:
-    """Ours at each peer's L0, per setting."""
-    rows, relu = [], [run for run in _of(runs, "train") if run["job"]["architecture"] == "relu"]
-    by_tool = groups(relu, "tool", "setting")
-    for (tool, setting), group in by_tool.items():
-        curve = [(run["result"]["l0"], run["result"]["fvu"]) for run in by_tool.get((OURS, setting), [])]
-        for (l1,), same in groups(group, "l1").items() if tool != OURS else ():
-            searched = chosen(same) if any(run["job"]["seed"] == 0 for run in same) else same
-            l0, theirs = (statistics.median(run["result"][name] for run in searched) for name in ("l0", "fvu"))
-            ours = fvu_at_l0(curve, l0)
-            there = "outside ours" if ours is None else f"{ours:.3f}"
-            rows.append([f"{tool}, {setting}, L1 {l1:g}", f"{l0:.1f}", f"{theirs:.3f}", there])
-    return _table("ReLU at equal L0, held-out FVU", ["tool, setting", "L0", "its FVU", "Sparsight's at that L0"], rows)
+    """Ours at each peer's L0, both at their best setting."""
+    relu = [
+        run for run in _of(runs, "train") if run["job"]["architecture"] == "relu" and run["job"]["setting"] == "best"
+    ]
+    by_case = groups(relu, "tool", "l1")
+    curve = [
+        (run["result"]["l0"], run["result"]["fvu"]) for key, group in by_case.items() if key[0] == OURS for run in group
+    ]
+    rows = []
+    for (tool, l1), group in by_case.items():
+        if tool == OURS:
+            continue
+        l0, theirs = (statistics.median(run["result"][name] for run in group) for name in ("l0", "fvu"))
+        ours = fvu_at_l0(curve, l0)
+        there = "outside ours" if ours is None else f"{ours:.3f}"
+        rows.append([f"{tool}, L1 {l1:g}", f"{l0:.1f}", f"{theirs:.3f}", there])
+    head = ["tool at its best setting", "L0", "its FVU", "Sparsight's at that L0"]
+    return _table("ReLU at equal L0, held-out FVU", head, rows)
 
 
 def _store(runs: Sequence[Record]) -> str:
