@@ -27,7 +27,7 @@ RELU_RATE = 3e-3  # at 1e-3 L0 is still in the hundreds to thousands after these
 L1 = {
     "sparsight": (1.5, 3.0, 6.0, 12.0),
     "sae-lens": (1.0, 2.0, 4.0),
-    "dictionary-learning": (1.0, 2.0, 4.0),
+    "dictionary-learning": (1.5, 3.0, 6.0),
 }
 WIDTHS = (4608, 16_384, 65_536, 131_072)
 
@@ -104,6 +104,8 @@ def _settings(tool: str, part: str) -> tuple[str, ...]:
         return ("default",)
     if part == "store":
         return ("default", "float32") if tool == "sparsight" else ("default",)
+    if part == "collect" and tool == "sparsight":
+        return ("default", "float32")
     return ("default", "best", "float32") if tool == "sparsight" else ("default", "best")
 
 
