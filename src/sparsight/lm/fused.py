@@ -1,0 +1,332 @@
+"""Llama-like blocks on the CPU in bfloat16, with fewer and fused steps between their matrix products.
+
+Each module that is recognised gets a forward of its own, on that instance only:
+
+    norm        RMSNorm, by w or 1 + w                    one kernel
+    mlp         down(silu(gate(x)) * up(x))               gate and up as one product, silu and * as one kernel
+    attention   causal, rotary, grouped keys, no bias     q, k, v as one product; rotary and softmax as one kernel
+    layer       x + attention(norm(x)), then x + mlp(norm(x))     the first sum goes with the second norm
+
+Merged weights are laid out once, and the projections' own weights become views of them, so memory stays the same.
+Results come from buffers that are used again once nobody holds them: fresh ones of megabytes cost page faults each time.
+
+A module is recognised by its parts, and kept only if it gives what its own forward gives (relative difference up to
+0.02) on the self-check's text and on noise. Its own forward is called whenever the fast one does not apply: with
+gradients, another dtype, a mask, a cache, or a hook on a module that the fast form does not call. The trade-off: results
+differ from Transformers' by bfloat16 rounding, half as many roundings as there.
+"""
+
+import ctypes
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from types import MethodType
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.module import _has_any_global_hook
+
+from sparsight.artifact.native import native_library
+
+__all__ = ["fuse"]
+
+_SOURCE = Path(__file__).with_suffix(".c")
+_TOLERANCE = 0.02  # bfloat16 resolves 0.004; a block's own roundings add up to 0.002-0.006
+_KINDS = ("norm", "mlp", "attention", "layer")
+_PROJECTIONS = {"q_proj", "k_proj", "v_proj", "o_proj"}
+_MLP_PARTS = {"gate_proj", "up_proj", "down_proj", "act_fn"}
+_LAYER_PARTS = {"self_attn", "mlp", "input_layernorm", "post_attention_layernorm"}
+_Fast = Callable[..., Any]  # (module, *args, **kwargs) -> the module's result, or None where it does not apply
+
+
+def fuse(model: nn.Module, run: Callable[[], Any]) -> dict[str, Any]:
+    """Gives the model's modules fast forwards where they apply; `run` makes one forward pass over some text.
+
+    Returns what to record: the number of modules of each kind, or under "none" why there are none.
+    """
+    weights = list(model.parameters())
+    if not weights or any(w.device.type != "cpu" or w.dtype != torch.bfloat16 for w in weights):
+        return {"none": "not bfloat16 on the CPU"}
+    library = native_library(_SOURCE)
+    if library is None:
+        return {"none": "no compiled kernels"}
+    if not library.support():
+        return {"none": "the processor has no AVX-512 for bfloat16"}
+    kernels = _Kernels(library)
+    counts = dict.fromkeys(_KINDS, 0)
+    with torch.inference_mode(False), torch.no_grad():  # merged weights are ordinary tensors
+        calls = _record_calls(model, run)
+        for kind in _KINDS:  # layers last: they stand on the others
+            for module, call in calls.items():
+                fast = None if "forward" in vars(module) else _recognise(kind, module, kernels)
+                if fast is not None and _agrees(module, fast, *call):
+                    module.forward = MethodType(_forward_with(fast), module)
+                    counts[kind] += 1
+    return counts if any(counts.values()) else {"none": "no module is recognised"}
+
+
+class _Kernels:
+    """The C functions, called with tensors, and the buffers they write to."""
+
+    def __init__(self, library: ctypes.CDLL):
+        pointer, number, size = ctypes.c_void_p, ctypes.c_float, ctypes.c_int64
+        self.has_attention = library.support() > 1
+        self._norm, self._silu_mul, self._attention = library.rms_norm, library.silu_mul, None
+        self._norm.argtypes = [pointer] * 3 + [number] * 2 + [pointer] * 2 + [size] * 2
+        self._silu_mul.argtypes = [pointer] * 2 + [size] * 2
+        if self.has_attention:
+            self._attention = library.attention
+            self._attention.argtypes = [pointer] * 4 + [number] + [size] * 5
+        self._lock = threading.Lock()
+        self._buffers: list[tuple[Tensor, Any, int]] = []  # with their storage, and its count of users when idle
+
+    def empty(self, *shape: int) -> Tensor:
+        """An uninitialised bfloat16 tensor; its memory is used again once no tensor on it is left."""
+        size = torch.Size(shape).numel()
+        with self._lock:
+            idle = [buffer for buffer in self._buffers if _n_users(buffer[1]) == buffer[2]]
+            flat = min((b[0] for b in idle if b[0].numel() >= size), key=Tensor.numel, default=None)
+            if flat is None:
+                drop = min(idle, key=lambda buffer: buffer[0].numel(), default=None)
+                self._buffers = [buffer for buffer in self._buffers if buffer is not drop]
+                del idle, drop
+                flat = self._allocate(size)
+            return flat[:size].view(shape)
+
+    def product(self, x: Tensor, weight: Tensor) -> Tensor:
+        """x weight' for x [n, d_in], weight [d_out, d_in]."""
+        return torch.mm(x, weight.t(), out=self.empty(len(x), len(weight)))
+
+    def norm(self, x: Tensor, weight: Tensor, offset: float, eps: float) -> Tensor:
+        """RMSNorm of rows, times offset + weight."""
+        out, rows = self.empty(*x.shape), x.numel() // x.shape[-1]
+        self._norm(x.data_ptr(), None, weight.data_ptr(), offset, eps, None, out.data_ptr(), rows, x.shape[-1])
+        return out
+
+    def add_norm(self, x: Tensor, delta: Tensor, weight: Tensor, offset: float, eps: float) -> tuple[Tensor, Tensor]:
+        """x + delta, and its RMSNorm."""
+        total, out, rows = self.empty(*x.shape), self.empty(*x.shape), x.numel() // x.shape[-1]
+        pointers = (x.data_ptr(), delta.data_ptr(), weight.data_ptr()), (total.data_ptr(), out.data_ptr())
+        self._norm(*pointers[0], offset, eps, *pointers[1], rows, x.shape[-1])
+        return total, out
+
+    def silu_mul(self, gate_up: Tensor) -> Tensor:
+        """silu(first half of a row) * second half."""
+        rows, width = gate_up.shape[0], gate_up.shape[1] // 2
+        out = self.empty(rows, width)
+        self._silu_mul(gate_up.data_ptr(), out.data_ptr(), rows, width)
+        return out
+
+    def attention(self, qkv: Tensor, cos: Tensor, sin: Tensor, shape: tuple[int, ...], scale: float) -> Tensor:
+        """Causal attention of rotated q and k; shape: sequences, positions, heads, key heads, head width."""
+        sequences, positions, heads, _, width = shape
+        out = self.empty(sequences * positions, heads * width)
+        pointers = (qkv.data_ptr(), cos.data_ptr(), sin.data_ptr(), out.data_ptr())
+        if self._attention is None or self._attention(*pointers, scale, *shape):
+            raise MemoryError(f"No memory for the attention of {positions} positions.")
+        return out
+
+    def _allocate(self, size: int) -> Tensor:
+        with torch.inference_mode(False):  # may be written in either mode
+            flat = torch.empty(size, dtype=torch.bfloat16)
+        storage = flat.untyped_storage()
+        self._buffers.append((flat, storage, _n_users(storage)))
+        return flat
+
+
+def _n_users(storage: Any) -> int:
+    return torch._C._storage_Use_Count(storage._cdata)
+
+
+def _record_calls(model: nn.Module, run: Callable[[], Any]) -> dict[nn.Module, tuple[tuple[Any, ...], dict[str, Any]]]:
+    """Each module's arguments in one pass; those called more than once, which a buffer could confuse, are left out."""
+    calls: dict[nn.Module, list[tuple[tuple[Any, ...], dict[str, Any]]]] = {}
+
+    def keep(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        calls.setdefault(module, []).append((args, kwargs))
+
+    handles = [module.register_forward_pre_hook(keep, with_kwargs=True) for module in model.modules()]
+    try:
+        run()
+    finally:
+        for handle in handles:
+            handle.remove()
+    return {module: made[0] for module, made in calls.items() if len(made) == 1}
+
+
+def _agrees(module: nn.Module, fast: _Fast, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    """Whether the fast form gives what the module's own forward gives, for its own input and for noise of that size."""
+    given = args[0] if args else kwargs.get("hidden_states")
+    if not isinstance(given, Tensor) or given.dtype != torch.bfloat16:
+        return False
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.randn(given.shape, generator=generator) + 0.5  # a mean, which a LayerNorm would take away
+    for x in (given, (noise * given.float().std()).bfloat16()):
+        changed = ((x, *args[1:]), kwargs) if args else (args, kwargs | {"hidden_states": x})
+        try:
+            own = _first(type(module).forward(module, *changed[0], **changed[1]))
+            fused = _first(fast(module, *changed[0], **changed[1]))
+        except (AttributeError, IndexError, RuntimeError, TypeError):
+            return False
+        if not isinstance(fused, Tensor) or fused.shape != own.shape:
+            return False
+        if not (fused.float() - own.float()).norm() <= _TOLERANCE * own.float().norm():
+            return False
+    return True
+
+
+def _first(result: Any) -> Any:
+    return result[0] if isinstance(result, tuple) else result
+
+
+def _forward_with(fast: _Fast) -> _Fast:
+    # Bound to its module, it is bound to the copy in a deep copy.
+    def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        result = fast(self, *args, **kwargs)
+        return type(self).forward(self, *args, **kwargs) if result is None else result
+
+    return forward
+
+
+def _recognise(kind: str, module: nn.Module, kernels: _Kernels) -> _Fast | None:
+    parts = dict(module.named_children())
+    if kind == "norm":
+        return _fast_norm(module, kernels) if not parts else None
+    if next(module.parameters(recurse=False), None) is not None:
+        return None
+    if kind == "mlp":
+        return _fast_mlp(module, kernels) if set(parts) == _MLP_PARTS else None
+    if kind == "attention":
+        return _fast_attention(module, kernels) if set(parts) == _PROJECTIONS else None
+    return _fast_layer(module, kernels) if set(parts) == _LAYER_PARTS else None
+
+
+def _fast_norm(module: Any, kernels: _Kernels) -> _Fast | None:
+    weights, eps = dict(module.named_parameters()), getattr(module, "variance_epsilon", getattr(module, "eps", None))
+    if set(weights) != {"weight"} or weights["weight"].ndim != 1 or not isinstance(eps, float):
+        return None
+    # By w or by 1 + w: told apart by what a constant input gives.
+    ones = torch.ones(1, module.weight.shape[0], dtype=torch.bfloat16)
+    try:
+        own = type(module).forward(module, ones).float()
+    except (TypeError, RuntimeError):
+        return None
+    offset = min(0.0, 1.0, key=lambda offset: float((own - offset - module.weight.float()).norm()))
+    module._fused_norm = (offset, eps)  # for the layer
+
+    def norm(self: Any, x: Any, *more: Any, **kwargs: Any) -> Tensor | None:
+        if more or kwargs or not _applies(x, self.weight.shape[0]):
+            return None
+        return kernels.norm(x, self.weight, offset, eps)
+
+    return norm
+
+
+def _fast_mlp(module: Any, kernels: _Kernels) -> _Fast | None:
+    gate, up, down = module.gate_proj, module.up_proj, module.down_proj
+    values = torch.linspace(-8, 8, 101).bfloat16()
+    if not _are_plain(gate, up, down) or not torch.equal(module.act_fn(values), nn.functional.silu(values)):
+        return None
+    merged = _merge(gate, up)
+
+    def mlp(self: Any, x: Any, *more: Any, **kwargs: Any) -> Tensor | None:
+        if more or kwargs or not _applies(x, merged.shape[1]) or _is_watched(*self.children()):
+            return None
+        if not _holds(merged, self.gate_proj, self.up_proj):
+            return None
+        hidden = kernels.silu_mul(kernels.product(x.view(-1, x.shape[-1]), merged))
+        return kernels.product(hidden, self.down_proj.weight).view(*x.shape[:-1], -1)
+
+    return mlp
+
+
+def _fast_attention(module: Any, kernels: _Kernels) -> _Fast | None:
+    projections = (module.q_proj, module.k_proj, module.v_proj)
+    width, scale = getattr(module, "head_dim", 0), getattr(module, "scaling", None)
+    refused = any(getattr(module, name, None) for name in ("sliding_window", "attn_logit_softcapping", "softcap"))
+    if not kernels.has_attention or refused or not width or width % 2 or not isinstance(scale, float):
+        return None
+    if not _are_plain(*projections, module.o_proj):
+        return None
+    merged = _merge(*projections)
+    heads, key_heads = module.q_proj.out_features // width, module.k_proj.out_features // width
+
+    def attention(
+        self: Any,
+        hidden_states: Any,
+        position_embeddings: Any = None,
+        attention_mask: Any = None,
+        past_key_values: Any = None,
+        position_ids: Any = None,
+        use_cache: Any = None,
+        **kwargs: Any,
+    ) -> tuple[Tensor, None] | None:
+        x = hidden_states
+        unusual = attention_mask is not None or past_key_values is not None or kwargs or self.training
+        if unusual or self.config._attn_implementation != "sdpa" or not _applies(x, merged.shape[1]) or x.ndim != 3:
+            return None
+        if _is_watched(*self.children()) or not _holds(merged, self.q_proj, self.k_proj, self.v_proj):
+            return None
+        cos, sin = position_embeddings or (None, None)
+        if not all(_applies(p, width) and p.shape == (1, x.shape[1], width) for p in (cos, sin)):
+            return None
+        shape = (*x.shape[:2], heads, key_heads, width)
+        mixed = kernels.attention(kernels.product(x.view(-1, x.shape[2]), merged), cos, sin, shape, scale)
+        return kernels.product(mixed, self.o_proj.weight).view(*x.shape[:2], -1), None
+
+    return attention
+
+
+def _fast_layer(module: Any, kernels: _Kernels) -> _Fast | None:
+    if not all("forward" in vars(part) for part in (module.input_layernorm, module.post_attention_layernorm)):
+        return None
+
+    def layer(self: Any, hidden_states: Any, **kwargs: Any) -> Tensor | None:
+        x, norm = hidden_states, self.post_attention_layernorm
+        if not _applies(x, norm.weight.shape[0]):
+            return None
+        mixed = self.self_attn(hidden_states=self.input_layernorm(x), **kwargs)[0]
+        if mixed.dtype == x.dtype and mixed.is_contiguous() and not _is_watched(norm):
+            x, normed = kernels.add_norm(x, mixed, norm.weight, *norm._fused_norm)
+        else:
+            x = torch.add(x, mixed, out=kernels.empty(*x.shape))
+            normed = norm(x)
+        return torch.add(x, self.mlp(normed), out=kernels.empty(*x.shape))
+
+    return layer
+
+
+def _applies(x: Any, width: int) -> bool:
+    """Whether the kernels can read it: bfloat16 rows of that width on the CPU, and no gradients wanted."""
+    readable = isinstance(x, Tensor) and x.dtype == torch.bfloat16 and x.device.type == "cpu" and x.is_contiguous()
+    return readable and x.shape[-1:] == (width,) and x.numel() > 0 and not torch.is_grad_enabled()
+
+
+def _is_watched(*modules: nn.Module) -> bool:
+    """Whether somebody would miss a call of one of them."""
+    return _has_any_global_hook() or any(module._forward_hooks or module._forward_pre_hooks for module in modules)
+
+
+def _are_plain(*linears: nn.Module) -> bool:
+    return all(
+        type(linear) is nn.Linear and linear.bias is None and "forward" not in vars(linear) for linear in linears
+    )
+
+
+def _merge(*linears: nn.Linear) -> Tensor:
+    """Their weights as one, of which their own become views."""
+    merged = torch.cat([linear.weight.data for linear in linears])
+    for linear, part in zip(linears, merged.split([linear.out_features for linear in linears]), strict=True):
+        linear.weight.data = part
+    return merged
+
+
+def _holds(merged: Tensor, *linears: nn.Module) -> bool:
+    """Whether their weights still are parts of the merged one; a hook or an adapter may have come between."""
+    at = merged.data_ptr()
+    for linear in linears:
+        if type(linear) is not nn.Linear or linear.weight.data_ptr() != at:
+            return False
+        at += linear.weight.numel() * merged.element_size()
+    return True
