@@ -24,6 +24,7 @@ int support(void) { return 0; }
 #else
 
 #include <immintrin.h>
+#include <omp.h>
 
 #define LOG2E 1.44269504088896341f
 #define LANES 16
@@ -110,6 +111,7 @@ int support(void) { return 1; }
 
 #define BLOCK 32 /* queries, keys and dimensions are handled 32 at a time: two tiles of 16 each way */
 #define TILE 512 /* bfloat16 numbers in a tile: 16 rows of 64 bytes */
+#define FETCH_BYTES (1 << 20) /* half of a usual L2 cache */
 #define ROUND_UP(n) (((n) + BLOCK - 1) / BLOCK * BLOCK)
 
 /* 0: nothing here runs on this processor. 1: all but attention. 2: attention too. Linux lets a process use the tiles
@@ -171,21 +173,20 @@ typedef struct {
     float *score, *output;
 } scratch_t;
 
-static int allocate(scratch_t *s, const shape_t *n)
+/* bfloat16 numbers' room that a thread needs for attention. */
+int64_t attention_scratch(int64_t positions, int64_t dims)
+{
+    return 2 * ROUND_UP(positions) * ROUND_UP(dims) + 3 * BLOCK * (ROUND_UP(dims) + ROUND_UP(positions));
+}
+
+static scratch_t divide(bf16 *room, const shape_t *n)
 {
     int64_t wide = n->keys_up * n->dims_up, block = BLOCK * n->dims_up, scores = BLOCK * n->keys_up;
-    int64_t halves = 2 * wide + block + scores;
-    char *memory = aligned_alloc(64, halves * sizeof(bf16) + (block + scores) * sizeof(float));
-    if (!memory)
-        return 0;
-    memset(memory, 0, halves * sizeof(bf16));
-    s->key = (bf16 *)memory;
-    s->value = s->key + wide;
-    s->query = s->value + wide;
-    s->probability = s->query + block;
-    s->score = (float *)(s->probability + scores);
-    s->output = s->score + scores;
-    return 1;
+    memset(room, 0, (2 * wide + block) * sizeof(bf16)); /* zeros are left where lengths are rounded up */
+    scratch_t s = {.key = room, .value = room + wide, .query = room + 2 * wide, .probability = room + 2 * wide + block};
+    s.score = (float *)(s.probability + scores);
+    s.output = s.score + scores;
+    return s;
 }
 
 /* out[j] = in[j] cos[j] -/+ in[j +/- half] sin[j]: what Transformers calls rotate_half. */
@@ -231,17 +232,24 @@ static void pack_values(const shape_t *n, const bf16 *values, int64_t stride, sc
     }
 }
 
-/* Scores of one query against its n_keys keys into probabilities, not yet divided by their sum, which is returned. */
-static inline float soften(float *score, bf16 *probability, int64_t n_keys, int64_t n_wide, float scale)
+/* Scores of the 16 keys from `key` on; those that the query, with its n_keys keys, may not see are minus infinity. */
+static inline __m512 seen(const float *score, int64_t key, int64_t n_keys)
+{
+    if (key + LANES <= n_keys)
+        return _mm512_loadu_ps(score + key);
+    __mmask16 mask = key < n_keys ? (__mmask16)((1u << (n_keys - key)) - 1) : 0;
+    return _mm512_mask_loadu_ps(_mm512_set1_ps(-INFINITY), mask, score + key);
+}
+
+/* Scores of one query into probabilities, not yet divided by their sum, which is returned. */
+static inline float soften(const float *score, bf16 *probability, int64_t n_keys, int64_t n_wide, float scale)
 {
     __m512 largest = _mm512_set1_ps(-INFINITY), sums = _mm512_setzero_ps();
-    for (int64_t key = n_keys; key < n_wide; key++)
-        score[key] = -INFINITY;
-    for (int64_t key = 0; key < n_wide; key += LANES)
-        largest = _mm512_max_ps(largest, _mm512_loadu_ps(score + key));
+    for (int64_t key = 0; key < n_keys; key += LANES)
+        largest = _mm512_max_ps(largest, seen(score, key, n_keys));
     float shift = _mm512_reduce_max_ps(largest) * scale;
     for (int64_t key = 0; key < n_wide; key += LANES) {
-        __m512 power = exp2_near(_mm512_loadu_ps(score + key) * scale - shift);
+        __m512 power = exp2_near(seen(score, key, n_keys) * scale - shift);
         sums += power;
         store(probability + key, power, LANES);
     }
@@ -271,26 +279,34 @@ static void attend(const shape_t *n, int64_t first, const bf16 *queries, int64_t
     }
 }
 
+/* Asks for a sequence's rows from front to back: a head's own are 128 bytes here and there, and each would be waited for. */
+static void fetch(const bf16 *rows, int64_t bytes)
+{
+    if (bytes <= FETCH_BYTES)
+        for (int64_t at = 0; at < bytes; at += 64)
+            _mm_prefetch((const char *)rows + at, _MM_HINT_T1);
+}
+
 /* qkv: [sequences, positions, heads + 2 * key_heads, dims]; cosine, sine: [positions, dims]; out: [sequences, positions,
- * heads, dims]. Returns 0, or 1 where memory is short. Needs support() == 2. */
-int attention(const bf16 *qkv, const bf16 *cosine, const bf16 *sine, bf16 *out, float scale, int64_t sequences,
-              int64_t positions, int64_t heads, int64_t key_heads, int64_t dims)
+ * heads, dims]; scratch: `threads` times attention_scratch. */
+void attention(const bf16 *qkv, const bf16 *cosine, const bf16 *sine, bf16 *out, bf16 *scratch, float scale,
+               int64_t sequences, int64_t positions, int64_t heads, int64_t key_heads, int64_t dims, int threads)
 {
     const shape_t n = {positions, heads, key_heads, dims, ROUND_UP(positions), ROUND_UP(dims), scale};
     const int64_t stride = (heads + 2 * key_heads) * dims, out_stride = heads * dims, group = heads / key_heads;
-    int failed = 0;
-#pragma omp parallel reduction(| : failed)
+#pragma omp parallel num_threads(threads)
     {
-        scratch_t s = {0};
-        failed = !allocate(&s, &n);
+        scratch_t s = divide(scratch + omp_get_thread_num() * attention_scratch(positions, dims), &n);
+        int64_t before = -2; /* this thread's last task */
         configure_tiles();
 #pragma omp for schedule(static)
         for (int64_t task = 0; task < sequences * key_heads; task++) {
-            if (failed)
-                continue;
             int64_t sequence = task / key_heads, key_head = task % key_heads;
             const bf16 *row = qkv + sequence * positions * stride;
             const bf16 *keys = row + (heads + key_head) * dims;
+            if (task != before + 1 || key_head == 0)
+                fetch(row, positions * stride * (int64_t)sizeof(bf16));
+            before = task;
             pack_keys(&n, keys, stride, cosine, sine, &s);
             pack_values(&n, keys + key_heads * dims, stride, &s);
             for (int64_t head = key_head * group; head < (key_head + 1) * group; head++)
@@ -299,9 +315,7 @@ int attention(const bf16 *qkv, const bf16 *cosine, const bf16 *sine, bf16 *out, 
                            out + (sequence * positions + first) * out_stride + head * dims, out_stride, &s);
         }
         _tile_release();
-        free(s.key);
     }
-    return failed;
 }
 
 #endif /* AMX */

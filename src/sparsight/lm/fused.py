@@ -72,12 +72,14 @@ class _Kernels:
     def __init__(self, library: ctypes.CDLL):
         pointer, number, size = ctypes.c_void_p, ctypes.c_float, ctypes.c_int64
         self.has_attention = library.support() > 1
-        self._norm, self._silu_mul, self._attention = library.rms_norm, library.silu_mul, None
+        self._norm, self._silu_mul = library.rms_norm, library.silu_mul
         self._norm.argtypes = [pointer] * 3 + [number] * 2 + [pointer] * 2 + [size] * 2
         self._silu_mul.argtypes = [pointer] * 2 + [size] * 2
         if self.has_attention:
             self._attention = library.attention
-            self._attention.argtypes = [pointer] * 4 + [number] + [size] * 5
+            self._attention.argtypes = [pointer] * 5 + [number] + [size] * 5 + [ctypes.c_int]
+            self._scratch = library.attention_scratch
+            self._scratch.argtypes, self._scratch.restype = [size] * 2, size
         self._lock = threading.Lock()
         self._buffers: list[tuple[Tensor, Any, int]] = []  # with their storage, and its count of users when idle
 
@@ -121,10 +123,10 @@ class _Kernels:
     def attention(self, qkv: Tensor, cos: Tensor, sin: Tensor, shape: tuple[int, ...], scale: float) -> Tensor:
         """Causal attention of rotated q and k; shape: sequences, positions, heads, key heads, head width."""
         sequences, positions, heads, _, width = shape
-        out = self.empty(sequences * positions, heads * width)
-        pointers = (qkv.data_ptr(), cos.data_ptr(), sin.data_ptr(), out.data_ptr())
-        if self._attention is None or self._attention(*pointers, scale, *shape):
-            raise MemoryError(f"No memory for the attention of {positions} positions.")
+        out, threads = self.empty(sequences * positions, heads * width), torch.get_num_threads()
+        scratch = self.empty(threads * self._scratch(positions, width))
+        pointers = (qkv.data_ptr(), cos.data_ptr(), sin.data_ptr(), out.data_ptr(), scratch.data_ptr())
+        self._attention(*pointers, scale, *shape, threads)
         return out
 
     def _allocate(self, size: int) -> Tensor:
