@@ -2,7 +2,6 @@
 
 import copy
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,12 +11,13 @@ from torch import nn
 from torch.nn import functional as F
 
 from sparsight.artifact.native import native_library
-from sparsight.lm import LanguageModel, fused
+from sparsight.lm import LanguageModel
 from sparsight.lm.fused import fuse
+from sparsight.lm.kernels import Kernels, kernel_library
 from test_lm_load import SIZES, local, save
 from test_lm_load import tiny_model as family_model
 
-LIBRARY = native_library(Path(fused.__file__).with_suffix(".c"))
+LIBRARY = kernel_library()
 SUPPORT = LIBRARY.support() if LIBRARY is not None else 0
 pytestmark = pytest.mark.skipif(SUPPORT == 0, reason="no AVX-512 for bfloat16")
 needs_tiles = pytest.mark.skipif(SUPPORT < 2, reason="no AMX tiles")
@@ -32,9 +32,9 @@ POINTS += ["model.layers.1.post_attention_layernorm", "model.layers.1", "model.n
 
 
 @pytest.fixture
-def kernels() -> fused._Kernels:
+def kernels() -> Kernels:
     assert LIBRARY is not None
-    return fused._Kernels(LIBRARY)
+    return Kernels(LIBRARY)
 
 
 def random(*shape: int, seed: int = 0, scale: float = 1.0) -> torch.Tensor:

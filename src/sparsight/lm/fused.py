@@ -16,10 +16,7 @@ gradients, another dtype, a mask, a cache, or a hook on a module that the fast f
 differ from Transformers' by bfloat16 rounding, half as many roundings as there.
 """
 
-import ctypes
-import threading
 from collections.abc import Callable
-from pathlib import Path
 from types import MethodType
 from typing import Any
 
@@ -27,11 +24,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import _has_any_global_hook
 
-from sparsight.artifact.native import native_library
+from sparsight.lm.kernels import Kernels, kernel_library
 
 __all__ = ["fuse"]
 
-_SOURCE = Path(__file__).with_suffix(".c")
 _TOLERANCE = 0.02  # bfloat16 resolves 0.004; a block's own roundings add up to 0.002-0.006
 _KINDS = ("norm", "mlp", "attention", "layer")
 _PROJECTIONS = {"q_proj", "k_proj", "v_proj", "o_proj"}
@@ -48,13 +44,13 @@ def fuse(model: nn.Module, run: Callable[[], Any]) -> dict[str, Any]:
     weights = list(model.parameters())
     if not weights or any(w.device.type != "cpu" or w.dtype != torch.bfloat16 for w in weights):
         return {"none": "not bfloat16 on the CPU"}
-    library = native_library(_SOURCE)
+    library = kernel_library()
     if library is None:
         return {"none": "no compiled kernels"}
     if not library.support():
         return {"none": "the processor has no AVX-512 for bfloat16"}
-    kernels = _Kernels(library)
-    counts = dict.fromkeys(_KINDS, 0)
+    kernels = Kernels(library)
+    counts: dict[str, Any] = dict.fromkeys(_KINDS, 0)
     with torch.inference_mode(False), torch.no_grad():  # merged weights are ordinary tensors
         calls = _record_calls(model, run)
         for kind in _KINDS:  # layers last: they stand on the others
@@ -64,81 +60,6 @@ def fuse(model: nn.Module, run: Callable[[], Any]) -> dict[str, Any]:
                     module.forward = MethodType(_forward_with(fast), module)
                     counts[kind] += 1
     return counts if any(counts.values()) else {"none": "no module is recognised"}
-
-
-class _Kernels:
-    """The C functions, called with tensors, and the buffers they write to."""
-
-    def __init__(self, library: ctypes.CDLL):
-        pointer, number, size = ctypes.c_void_p, ctypes.c_float, ctypes.c_int64
-        self.has_attention = library.support() > 1
-        self._norm, self._silu_mul = library.rms_norm, library.silu_mul
-        self._norm.argtypes = [pointer] * 3 + [number] * 2 + [pointer] * 2 + [size] * 2
-        self._silu_mul.argtypes = [pointer] * 2 + [size] * 2
-        if self.has_attention:
-            self._attention = library.attention
-            self._attention.argtypes = [pointer] * 5 + [number] + [size] * 5 + [ctypes.c_int]
-            self._scratch = library.attention_scratch
-            self._scratch.argtypes, self._scratch.restype = [size] * 2, size
-        self._lock = threading.Lock()
-        self._buffers: list[tuple[Tensor, Any, int]] = []  # with their storage, and its count of users when idle
-
-    def empty(self, *shape: int) -> Tensor:
-        """An uninitialised bfloat16 tensor; its memory is used again once no tensor on it is left."""
-        size = torch.Size(shape).numel()
-        with self._lock:
-            idle = [buffer for buffer in self._buffers if _n_users(buffer[1]) == buffer[2]]
-            flat = min((b[0] for b in idle if b[0].numel() >= size), key=Tensor.numel, default=None)
-            if flat is None:
-                drop = min(idle, key=lambda buffer: buffer[0].numel(), default=None)
-                self._buffers = [buffer for buffer in self._buffers if buffer is not drop]
-                del idle, drop
-                flat = self._allocate(size)
-            return flat[:size].view(shape)
-
-    def product(self, x: Tensor, weight: Tensor) -> Tensor:
-        """x weight' for x [n, d_in], weight [d_out, d_in]."""
-        return torch.mm(x, weight.t(), out=self.empty(len(x), len(weight)))
-
-    def norm(self, x: Tensor, weight: Tensor, offset: float, eps: float) -> Tensor:
-        """RMSNorm of rows, times offset + weight."""
-        out, rows = self.empty(*x.shape), x.numel() // x.shape[-1]
-        self._norm(x.data_ptr(), None, weight.data_ptr(), offset, eps, None, out.data_ptr(), rows, x.shape[-1])
-        return out
-
-    def add_norm(self, x: Tensor, delta: Tensor, weight: Tensor, offset: float, eps: float) -> tuple[Tensor, Tensor]:
-        """x + delta, and its RMSNorm."""
-        total, out, rows = self.empty(*x.shape), self.empty(*x.shape), x.numel() // x.shape[-1]
-        pointers = (x.data_ptr(), delta.data_ptr(), weight.data_ptr()), (total.data_ptr(), out.data_ptr())
-        self._norm(*pointers[0], offset, eps, *pointers[1], rows, x.shape[-1])
-        return total, out
-
-    def silu_mul(self, gate_up: Tensor) -> Tensor:
-        """silu(first half of a row) * second half."""
-        rows, width = gate_up.shape[0], gate_up.shape[1] // 2
-        out = self.empty(rows, width)
-        self._silu_mul(gate_up.data_ptr(), out.data_ptr(), rows, width)
-        return out
-
-    def attention(self, qkv: Tensor, cos: Tensor, sin: Tensor, shape: tuple[int, ...], scale: float) -> Tensor:
-        """Causal attention of rotated q and k; shape: sequences, positions, heads, key heads, head width."""
-        sequences, positions, heads, _, width = shape
-        out, threads = self.empty(sequences * positions, heads * width), torch.get_num_threads()
-        scratch = self.empty(threads * self._scratch(positions, width))
-        pointers = (qkv.data_ptr(), cos.data_ptr(), sin.data_ptr(), out.data_ptr(), scratch.data_ptr())
-        self._attention(*pointers, scale, *shape, threads)
-        return out
-
-    def _allocate(self, size: int) -> Tensor:
-        with torch.inference_mode(False):  # may be written in either mode
-            flat = torch.empty(size, dtype=torch.bfloat16)
-        storage = flat.untyped_storage()
-        self._buffers.append((flat, storage, _n_users(storage)))
-        return flat
-
-
-def _n_users(storage: Any) -> int:
-    return torch._C._storage_Use_Count(storage._cdata)
 
 
 def _record_calls(model: nn.Module, run: Callable[[], Any]) -> dict[nn.Module, tuple[tuple[Any, ...], dict[str, Any]]]:
@@ -159,7 +80,7 @@ def _record_calls(model: nn.Module, run: Callable[[], Any]) -> dict[nn.Module, t
 
 def _agrees(module: nn.Module, fast: _Fast, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
     """Whether the fast form gives what the module's own forward gives, for its own input and for noise of that size."""
-    given = args[0] if args else kwargs.get("hidden_states")
+    given: Any = args[0] if args else kwargs.get("hidden_states")
     if not isinstance(given, Tensor) or given.dtype != torch.bfloat16:
         return False
     generator = torch.Generator().manual_seed(0)
@@ -191,7 +112,7 @@ def _forward_with(fast: _Fast) -> _Fast:
     return forward
 
 
-def _recognise(kind: str, module: nn.Module, kernels: _Kernels) -> _Fast | None:
+def _recognise(kind: str, module: nn.Module, kernels: Kernels) -> _Fast | None:
     parts = dict(module.named_children())
     if kind == "norm":
         return _fast_norm(module, kernels) if not parts else None
@@ -204,7 +125,7 @@ def _recognise(kind: str, module: nn.Module, kernels: _Kernels) -> _Fast | None:
     return _fast_layer(module, kernels) if set(parts) == _LAYER_PARTS else None
 
 
-def _fast_norm(module: Any, kernels: _Kernels) -> _Fast | None:
+def _fast_norm(module: Any, kernels: Kernels) -> _Fast | None:
     weights, eps = dict(module.named_parameters()), getattr(module, "variance_epsilon", getattr(module, "eps", None))
     if set(weights) != {"weight"} or weights["weight"].ndim != 1 or not isinstance(eps, float):
         return None
@@ -225,7 +146,7 @@ def _fast_norm(module: Any, kernels: _Kernels) -> _Fast | None:
     return norm
 
 
-def _fast_mlp(module: Any, kernels: _Kernels) -> _Fast | None:
+def _fast_mlp(module: Any, kernels: Kernels) -> _Fast | None:
     gate, up, down = module.gate_proj, module.up_proj, module.down_proj
     values = torch.linspace(-8, 8, 101).bfloat16()
     if not _are_plain(gate, up, down) or not torch.equal(module.act_fn(values), nn.functional.silu(values)):
@@ -243,7 +164,7 @@ def _fast_mlp(module: Any, kernels: _Kernels) -> _Fast | None:
     return mlp
 
 
-def _fast_attention(module: Any, kernels: _Kernels) -> _Fast | None:
+def _fast_attention(module: Any, kernels: Kernels) -> _Fast | None:
     projections = (module.q_proj, module.k_proj, module.v_proj)
     width, scale = getattr(module, "head_dim", 0), getattr(module, "scaling", None)
     refused = any(getattr(module, name, None) for name in ("sliding_window", "attn_logit_softcapping", "softcap"))
@@ -252,35 +173,27 @@ def _fast_attention(module: Any, kernels: _Kernels) -> _Fast | None:
     if not _are_plain(*projections, module.o_proj):
         return None
     merged = _merge(*projections)
-    heads, key_heads = module.q_proj.out_features // width, module.k_proj.out_features // width
+    heads = (module.q_proj.out_features // width, module.k_proj.out_features // width)
 
-    def attention(
-        self: Any,
-        hidden_states: Any,
-        position_embeddings: Any = None,
-        attention_mask: Any = None,
-        past_key_values: Any = None,
-        position_ids: Any = None,
-        use_cache: Any = None,
-        **kwargs: Any,
-    ) -> tuple[Tensor, None] | None:
-        x = hidden_states
-        unusual = attention_mask is not None or past_key_values is not None or kwargs or self.training
-        if unusual or self.config._attn_implementation != "sdpa" or not _applies(x, merged.shape[1]) or x.ndim != 3:
+    def attention(self: Any, hidden_states: Any, position_embeddings: Any = None, **kwargs: Any) -> Any:
+        tables: Any = position_embeddings or (None, None)
+        x, cos, sin = hidden_states, *tables
+        if not _applies(x, merged.shape[1]) or x.ndim != 3 or self.training or not _is_usual(kwargs):
             return None
-        if _is_watched(*self.children()) or not _holds(merged, self.q_proj, self.k_proj, self.v_proj):
+        if self.config._attn_implementation != "sdpa" or _is_watched(*self.children()):
             return None
-        cos, sin = position_embeddings or (None, None)
-        if not all(_applies(p, width) and p.shape == (1, x.shape[1], width) for p in (cos, sin)):
+        if not _holds(merged, self.q_proj, self.k_proj, self.v_proj):
             return None
-        shape = (*x.shape[:2], heads, key_heads, width)
-        mixed = kernels.attention(kernels.product(x.view(-1, x.shape[2]), merged), cos, sin, shape, scale)
+        if not all(_applies(table, width) and table.shape == (1, x.shape[1], width) for table in (cos, sin)):
+            return None
+        qkv = kernels.product(x.view(-1, x.shape[2]), merged)
+        mixed = kernels.attention(qkv, cos, sin, (*x.shape[:2], *heads, width), scale)
         return kernels.product(mixed, self.o_proj.weight).view(*x.shape[:2], -1), None
 
     return attention
 
 
-def _fast_layer(module: Any, kernels: _Kernels) -> _Fast | None:
+def _fast_layer(module: Any, kernels: Kernels) -> _Fast | None:
     if not all("forward" in vars(part) for part in (module.input_layernorm, module.post_attention_layernorm)):
         return None
 
@@ -305,9 +218,15 @@ def _applies(x: Any, width: int) -> bool:
     return readable and x.shape[-1:] == (width,) and x.numel() > 0 and not torch.is_grad_enabled()
 
 
+def _is_usual(kwargs: dict[str, Any]) -> bool:
+    """Whether attention is asked for nothing but every position once: no mask, no cache, nothing unknown."""
+    return all(value is None or name in ("position_ids", "use_cache") for name, value in kwargs.items())
+
+
 def _is_watched(*modules: nn.Module) -> bool:
     """Whether somebody would miss a call of one of them."""
-    return _has_any_global_hook() or any(module._forward_hooks or module._forward_pre_hooks for module in modules)
+    hooks: Any = [hook for module in modules for hook in (*module._forward_hooks, *module._forward_pre_hooks)]
+    return bool(hooks or _has_any_global_hook())
 
 
 def _are_plain(*linears: nn.Module) -> bool:

@@ -1,4 +1,4 @@
-/* What a Llama-like block does between its matrix products, in bfloat16 on the CPU; called by fused.py.
+/* What a Llama-like block does between its matrix products, in bfloat16 on the CPU; called by kernels.py.
  *
  *   rms_norm     out = x / sqrt(mean(x^2) + eps) * (offset + weight), after x += delta where a delta is given
  *   silu_mul     out = silu(gate) * up, gate and up side by side in a row
