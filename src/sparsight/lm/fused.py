@@ -13,7 +13,7 @@ Results come from buffers that are used again once nobody holds them: fresh ones
 A module is recognised by its parts, and kept only if it gives what its own forward gives (relative difference up to
 0.02) on the self-check's text and on noise. Its own forward is called whenever the fast one does not apply: with
 gradients, another dtype, a mask, a cache, or a hook on a module that the fast form does not call. The trade-off: results
-differ from Transformers' by bfloat16 rounding, half as many roundings as there.
+differ from Transformers' by bfloat16 rounding.
 """
 
 from collections.abc import Callable
