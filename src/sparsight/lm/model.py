@@ -11,13 +11,14 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from sparsight.errors import HookPointError, ModelError
 from sparsight.lm.batches import TokenBatch
 from sparsight.lm.config import ModelConfig
+from sparsight.lm.fused import fuse
 from sparsight.lm.hookpoint import HookPoint, find_trunk
 from sparsight.lm.hooks import StopForward, hooked
 from sparsight.lm.load import load_model
@@ -86,6 +87,7 @@ class LanguageModel:
             raise HookPointError("No hook point was given. Expected at least one, such as layers.16.mlp.")
         loaded = load_model(config, points)
         model = cls(loaded.module, loaded.tokenizer, config, loaded.provenance)
+        model.provenance["fused"] = fuse(loaded.module, lambda: model._forward(model._check_ids()))
         model.self_check(hook_points or [])
         return model
 
@@ -155,10 +157,7 @@ class LanguageModel:
 
         Also unless a second pass gives the same, text further right changes nothing, `unembed` agrees with a head.
         """
-        token_ids = self.tokenizer(_CHECK_TEXT, add_special_tokens=False)["input_ids"][:_CHECK_TOKENS]
-        if not token_ids:
-            raise ModelError(f"The tokenizer of {self.config.id} gives no tokens for plain text.")
-        ids = torch.tensor([token_ids])
+        ids = self._check_ids()
         beside = torch.cat([torch.cat([ids, ids], dim=1), torch.cat([ids.flip(1), ids], dim=1)])
         first = {name: self._checked_activation(name, ids) for name in hook_points}
         if hook_points:
@@ -168,7 +167,13 @@ class LanguageModel:
         self._widths.update({name: value.shape[2] for name, value in first.items()})
         if self._has_head():
             self._check_unembed(ids)
-        self.provenance["self_check"] = {"hook_points": sorted(self._widths), "tokens": len(token_ids), "passed": True}
+        self.provenance["self_check"] = {"hook_points": sorted(self._widths), "tokens": ids.shape[1], "passed": True}
+
+    def _check_ids(self) -> Int[Tensor, "1 positions"]:
+        token_ids = self.tokenizer(_CHECK_TEXT, add_special_tokens=False)["input_ids"][:_CHECK_TOKENS]
+        if not token_ids:
+            raise ModelError(f"The tokenizer of {self.config.id} gives no tokens for plain text.")
+        return torch.tensor([token_ids])
 
     def _read(self, input_ids: Tensor, hook_points: Sequence[str]) -> dict[str, Tensor]:
         found: dict[str, Tensor] = {}
