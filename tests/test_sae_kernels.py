@@ -25,7 +25,7 @@ def dense(active: Active, width: int) -> torch.Tensor:
     n = len(active.starts) - 1
     out = torch.zeros(n, width)
     rows = torch.repeat_interleave(torch.arange(n), active.starts.diff())
-    out.index_put_((rows, active.latents.long()), active.values, accumulate=True)
+    out.index_put_((rows, active.latents.long()), active.values.float(), accumulate=True)
     return out
 
 

@@ -2,7 +2,7 @@
 
    Types: bfloat16 is uint16_t, read by a shift and written with rounding to nearest even; sums are float32, the
    squared error over a batch float64. Matrices are contiguous rows. A selection is in compressed rows: the active
-   latents of row i are entries starts[i] .. starts[i + 1] of `latents` and `values`, in rising order.
+   latents of row i are entries starts[i] .. starts[i + 1] of `latents` and (bfloat16) `values`, in rising order.
 
    Every result is independent of the number of threads. Positive bfloat16 values have the order of their bits as
    integers, and negative ones are negative integers: selections compare integers. Loops are written so that gcc's
@@ -89,7 +89,7 @@ static inline float dot(const float *restrict a, const float *restrict b, int64_
         for (int s = 0; s < (N); s++) sums[s] = *(const floats *)(out + c + s * LANES);                             \
         for (int64_t p = 0; p < n; p++) {                                                                           \
             const bf16 *row = matrix + (int64_t)rows[p] * stride + c;                                               \
-            float factor = factors[p];                                                                              \
+            float factor = wide(factors[p]);                                                                        \
             for (int s = 0; s < (N); s++) sums[s] += factor * wide_at(row + s * LANES);                             \
         }                                                                                                           \
         for (int s = 0; s < (N); s++) *(floats *)(out + c + s * LANES) = sums[s];                                   \
@@ -97,7 +97,7 @@ static inline float dot(const float *restrict a, const float *restrict b, int64_
 
 #ifdef __AVX512BF16__
 /* The same for N * 32 columns, two entries at a time: words of two rows interleaved are the pairs that one instruction multiplies
-   by two factors, here rounded to bfloat16, and adds. Interleaving leaves columns in two halves of each 128 bits, undone at the end. */
+   by two factors and adds. Interleaving leaves columns in two halves of each 128 bits, undone at the end. */
 #define ADD_PAIRS(N)                                                                                                \
     for (; c + 32 * (N) <= d; c += 32 * (N)) {                                                                      \
         __m512 low[N], high[N];                                                                                     \
@@ -105,8 +105,8 @@ static inline float dot(const float *restrict a, const float *restrict b, int64_
         for (int64_t p = 0; p < n; p += 2) {                                                                        \
             int64_t q = p + 1 < n ? p + 1 : p;                                                                      \
             const bf16 *first = matrix + (int64_t)rows[p] * stride + c, *second = matrix + (int64_t)rows[q] * stride + c;\
-            uint32_t two = narrow(factors[p]);                                                                      \
-            if (q > p) two |= (uint32_t)narrow(factors[q]) << 16;                                                   \
+            uint32_t two = factors[p];                                                                              \
+            if (q > p) memcpy(&two, factors + p, 4);                                                                \
             __m512bh both = (__m512bh)_mm512_set1_epi32((int)two);                                                  \
             for (int s = 0; s < (N); s++) {                                                                         \
                 __m512i a = _mm512_loadu_si512(first + 32 * s), b = _mm512_loadu_si512(second + 32 * s);            \
@@ -122,7 +122,7 @@ static inline float dot(const float *restrict a, const float *restrict b, int64_
 #endif
 
 static inline void add_rows(float *restrict out, int64_t d, int64_t stride, int64_t n, const int32_t *rows,
-                            const float *factors, const bf16 *matrix) {
+                            const bf16 *factors, const bf16 *matrix) {
     int64_t c = 0;
 #ifdef __AVX512BF16__
     const __m512i left = _mm512_setr_epi32(0, 1, 2, 3, 16, 17, 18, 19, 4, 5, 6, 7, 20, 21, 22, 23);
@@ -135,7 +135,7 @@ static inline void add_rows(float *restrict out, int64_t d, int64_t stride, int6
 #endif
     ADD_BLOCK(1)
     for (; c < d; c++)
-        for (int64_t p = 0; p < n; p++) out[c] += factors[p] * wide(matrix[(int64_t)rows[p] * stride + c]);
+        for (int64_t p = 0; p < n; p++) out[c] += wide(factors[p]) * wide(matrix[(int64_t)rows[p] * stride + c]);
 }
 
 /* Bit l set where row[l] >= bound, for the 32 values from `row`. */
@@ -225,7 +225,7 @@ static int16_t lower_bound(const int16_t *row, int64_t width, int64_t k, int64_t
 }
 
 /* Each row's k largest positive values; ties go to the lower column, missing ones are latent 0 with value 0. */
-void select_topk(const int16_t *pre, int64_t n, int64_t width, int64_t k, int32_t *latents, float *values) {
+void select_topk(const int16_t *pre, int64_t n, int64_t width, int64_t k, int32_t *latents, bf16 *values) {
     int64_t n_groups = (4 * k + 31) / 32 * 32;
     if (n_groups < 128) n_groups = 128;
 #pragma omp parallel
@@ -243,7 +243,7 @@ void select_topk(const int16_t *pre, int64_t n, int64_t width, int64_t k, int32_
             for (int64_t c = 0; c < m && kept < k; c++) {
                 if (found[c] < smallest || (found[c] == smallest && ties-- <= 0)) continue;
                 latents[i * k + kept] = columns[c];
-                values[i * k + kept++] = wide((bf16)found[c]);
+                values[i * k + kept++] = (bf16)found[c];
             }
             for (; kept < k; kept++) latents[i * k + kept] = 0, values[i * k + kept] = 0;
         }
@@ -287,7 +287,7 @@ void count_rows(const int16_t *pre, int64_t n, int64_t width, int64_t bound, int
 
 /* Fills what count_rows counted. */
 void fill_rows(const int16_t *pre, int64_t n, int64_t width, int64_t bound, const int64_t *starts, int32_t *latents,
-               float *values) {
+               bf16 *values) {
 #pragma omp parallel
     {
         int16_t *found = malloc(width * sizeof(int16_t));
@@ -296,7 +296,7 @@ void fill_rows(const int16_t *pre, int64_t n, int64_t width, int64_t bound, cons
         for (int64_t i = 0; i < n; i++) {
             int64_t m = gather_at_least(pre + i * width, width, (int16_t)bound, columns, found);
             memcpy(latents + starts[i], columns, m * sizeof(int32_t));
-            for (int64_t c = 0; c < m; c++) values[starts[i] + c] = wide((bf16)found[c]);
+            memcpy(values + starts[i], found, m * sizeof(bf16));
         }
         free(found), free(columns);
     }
@@ -340,7 +340,7 @@ static double finish_row(const float *row, int64_t width, float factor, bf16 *d_
 }
 
 /* Decode, error and gradients of the active latents, a row at a time, so that its decoder rows are fetched once. */
-void decode_rows(int64_t n, int64_t d, const int64_t *starts, const int32_t *latents, const float *values,
+void decode_rows(int64_t n, int64_t d, const int64_t *starts, const int32_t *latents, const bf16 *values,
                  const bf16 *W_dec, const float *b_dec, const float *target, float factor, const float *penalty,
                  bf16 *d_x_hat, float *d_bias, float *d_values, float *error, double *squares) {
     int64_t n_chunks = (n + CHUNK - 1) / CHUNK;
@@ -358,7 +358,7 @@ void decode_rows(int64_t n, int64_t d, const int64_t *starts, const int32_t *lat
                 squares[i] = finish_row(row, d, factor, slope, parts + chunk * d, error ? error + i * d : 0);
                 for (int64_t e = first; e < first + m; e++) {
                     float dot = dot_half(slope, W_dec + (int64_t)latents[e] * d, d);
-                    d_values[e] = values[e] > 0 ? dot + (penalty ? penalty[latents[e]] : 0) : 0;
+                    d_values[e] = values[e] ? dot + (penalty ? penalty[latents[e]] : 0) : 0;
                 }
             }
         free(row);
@@ -435,13 +435,17 @@ static void adam_row(float *restrict w, float *restrict m, float *restrict v, co
     }
 }
 
-/* Entries from the order of rows to that of latents, and their sum for each latent. */
-void sort_entries(int64_t width, const int64_t *column_starts, const int32_t *order, const float *entries, float *sorted,
-                  float *sums) {
+/* Entries from the order of rows to that of latents, in bfloat16, and the sum of each latent's. */
+void sort_entries(int64_t width, const int64_t *column_starts, const int32_t *order, const void *entries, int64_t is_bf16,
+                  bf16 *sorted, float *sums) {
 #pragma omp parallel for schedule(static)
     for (int64_t j = 0; j < width; j++) {
         float sum = 0;
-        for (int64_t p = column_starts[j]; p < column_starts[j + 1]; p++) sum += sorted[p] = entries[order[p]];
+        for (int64_t p = column_starts[j]; p < column_starts[j + 1]; p++) {
+            float entry = is_bf16 ? wide(((const bf16 *)entries)[order[p]]) : ((const float *)entries)[order[p]];
+            sum += entry;
+            sorted[p] = narrow(entry);
+        }
         sums[j] = sum;
     }
 }
@@ -449,7 +453,7 @@ void sort_entries(int64_t width, const int64_t *column_starts, const int32_t *or
 /* out[j] = bf16(sum over latent j's entries of sorted * other[row]), a block of columns at a time: with many rows, a block
    stays in a core's cache where whole rows would not. */
 void gather_gradients(int64_t width, int64_t d, int64_t stride, int64_t block, const int64_t *column_starts,
-                      const int32_t *rows, const float *sorted, const bf16 *other, bf16 *out) {
+                      const int32_t *rows, const bf16 *sorted, const bf16 *other, bf16 *out) {
     int64_t n_blocks = (d + block - 1) / block;
 #pragma omp parallel
     {

@@ -66,7 +66,7 @@ class Active(NamedTuple):
 
     starts: Int64[Tensor, " n+1"]
     latents: Int32[Tensor, " entries"]
-    values: Float32[Tensor, " entries"]
+    values: BFloat16[Tensor, " entries"]
 
 
 class Columns(NamedTuple):
@@ -232,17 +232,19 @@ def transpose(active: Active, width: int, space: Workspace) -> Columns:
 
 
 def sort_entries(
-    columns: Columns, entries: Float32[Tensor, " entries"], name: str, space: Workspace
-) -> tuple[Float32[Tensor, " entries"], Float32[Tensor, " F"]]:
-    """The entries in the order of their latents, and their sum for each latent; `name` tells several such apart."""
-    sorted_entries, sums = space.take(f"sorted {name}", len(entries)), torch.empty(len(columns.starts) - 1)
-    _call("sort_entries", len(sums), columns.starts, columns.order, entries, sorted_entries, sums)
-    return sorted_entries, sums
+    columns: Columns, entries: Float[Tensor, " entries"], name: str, space: Workspace
+) -> tuple[BFloat16[Tensor, " entries"], Float32[Tensor, " F"]]:
+    """Entries (float32 or bfloat16) in the order of their latents, and the sum of each latent's; a `name` for each such."""
+    ordered = space.take(f"sorted {name}", len(entries), dtype=torch.bfloat16)
+    sums = torch.empty(len(columns.starts) - 1)
+    is_bf16 = int(entries.dtype == torch.bfloat16)
+    _call("sort_entries", len(sums), columns.starts, columns.order, entries, is_bf16, ordered, sums)
+    return ordered, sums
 
 
 def gradient_rows(
     columns: Columns,
-    sorted_entries: Float32[Tensor, " entries"],
+    sorted_entries: BFloat16[Tensor, " entries"],
     other: BFloat16[Tensor, "n d_or_padded"],
     out: BFloat16[Tensor, "F d"],
 ) -> BFloat16[Tensor, "F d"]:
@@ -300,7 +302,7 @@ def update_vector(
 
 
 def _entries(space: Workspace, n: int) -> tuple[Tensor, Tensor]:
-    return space.take("latents", n, dtype=torch.int32), space.take("values", n)
+    return space.take("latents", n, dtype=torch.int32), space.take("values", n, dtype=torch.bfloat16)
 
 
 def _decoded(target: Tensor, space: Workspace, n_entries: int | None, with_error: bool) -> Decoded:
