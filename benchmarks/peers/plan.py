@@ -23,11 +23,12 @@ ARCHITECTURES = {
 # Around each optimiser's own default: Adam's for three tools, signum's for sparsify (whose own is 9.4e-3 at this width).
 RATES = dict.fromkeys(TOOLS, (3e-4, 1e-3, 3e-3)) | {"sparsify": (3e-3, 1e-2, 3e-2)}
 RELU_RATE = 3e-3  # at 1e-3 L0 is still in the hundreds to thousands after these few steps, for every tool
-# Coefficients that end between L0 30 and 300 here; each tool scales its penalty its own way. One seed each: what spreads is the coefficient.
+# Coefficients that end between L0 30 and 300 here; each tool scales its penalty its own way. Ours are several, so that FVU can be read
+# at each peer's own L0.
 L1 = {
     "sparsight": (1.5, 3.0, 6.0, 12.0),
-    "sae-lens": (1.0, 2.0, 4.0),
-    "dictionary-learning": (1.5, 3.0, 6.0),
+    "sae-lens": (2.0,),
+    "dictionary-learning": (3.0,),
 }
 WIDTHS = (4608, 16_384, 65_536, 131_072)
 
@@ -122,8 +123,6 @@ def _training(repeat: int, sizes: Sizes, best: dict[tuple[Any, ...], float]) -> 
                 continue
             coefficients = L1[tool] if architecture == "relu" else (None,)
             middle = coefficients[len(coefficients) // 2]
-            if architecture == "relu" and repeat:
-                continue
             common = {"part": "train", "tool": tool, "architecture": architecture, "n_tokens": sizes.train_rows}
             common["epochs"] = sizes.relu_epochs if architecture == "relu" else 1
             for setting in ("default", "float32") if tool == "sparsight" and architecture == "topk" else ("default",):

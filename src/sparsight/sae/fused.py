@@ -9,7 +9,7 @@ The objective is `losses.py`'s, whose autograd form is the reference; `kernels/c
 bfloat16 copies of the weights, written by the update that made them; weights, moments and sums are float32. W_enc lives
 transposed, so that a latent's weights are one row on both sides.
 
-Sparse or dense. topk and batchtopk are sparse always. relu is sparse once fewer than 1/16 of its latents are active, and
+Sparse or dense. topk and batchtopk are sparse always. relu is sparse once fewer than 1/20 of its latents are active, and
 dense before; see docs/log.md for the measurement behind that share. The rule looks at the batch alone, so a
 resumed run takes the same way.
 Trade-off: gradients are rounded to bfloat16 once, as the autograd form's products round them.
@@ -29,7 +29,7 @@ from sparsight.sae.losses import Losses, auxk_loss
 
 __all__ = ["FusedStep", "fuses"]
 
-_SPARSE_SHARE = 1 / 16
+_SPARSE_SHARE = 1 / 20
 
 
 def fuses(cfg: SAEConfig, device: torch.device) -> bool:
