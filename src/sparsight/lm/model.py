@@ -8,15 +8,17 @@ see it; the self-check at load verifies just that.
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, cast
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from sparsight.errors import HookPointError, ModelError
 from sparsight.lm.batches import TokenBatch
+from sparsight.lm.compiled import compile_blocks
 from sparsight.lm.config import ModelConfig
 from sparsight.lm.hookpoint import HookPoint, find_trunk
 from sparsight.lm.hooks import StopForward, hooked
@@ -87,6 +89,9 @@ class LanguageModel:
         loaded = load_model(config, points)
         model = cls(loaded.module, loaded.tokenizer, config, loaded.provenance)
         model.self_check(hook_points or [])
+        if hook_points and (config.compile == "layers" or (config.compile == "auto" and model.device.type == "cuda")):
+            tolerance, check = _LEAK_TOLERANCE[model.dtype], partial(model._read, model._check_ids(), hook_points)
+            model.provenance["compile"] = compile_blocks(loaded.module, check, largest_difference=tolerance)
         return model
 
     @classmethod
@@ -155,10 +160,7 @@ class LanguageModel:
 
         Also unless a second pass gives the same, text further right changes nothing, `unembed` agrees with a head.
         """
-        token_ids = self.tokenizer(_CHECK_TEXT, add_special_tokens=False)["input_ids"][:_CHECK_TOKENS]
-        if not token_ids:
-            raise ModelError(f"The tokenizer of {self.config.id} gives no tokens for plain text.")
-        ids = torch.tensor([token_ids])
+        ids = self._check_ids()
         beside = torch.cat([torch.cat([ids, ids], dim=1), torch.cat([ids.flip(1), ids], dim=1)])
         first = {name: self._checked_activation(name, ids) for name in hook_points}
         if hook_points:
@@ -168,7 +170,13 @@ class LanguageModel:
         self._widths.update({name: value.shape[2] for name, value in first.items()})
         if self._has_head():
             self._check_unembed(ids)
-        self.provenance["self_check"] = {"hook_points": sorted(self._widths), "tokens": len(token_ids), "passed": True}
+        self.provenance["self_check"] = {"hook_points": sorted(self._widths), "tokens": ids.shape[1], "passed": True}
+
+    def _check_ids(self) -> Int[Tensor, "1 tokens"]:
+        token_ids = self.tokenizer(_CHECK_TEXT, add_special_tokens=False)["input_ids"][:_CHECK_TOKENS]
+        if not token_ids:
+            raise ModelError(f"The tokenizer of {self.config.id} gives no tokens for plain text.")
+        return torch.tensor([token_ids])
 
     def _read(self, input_ids: Tensor, hook_points: Sequence[str]) -> dict[str, Tensor]:
         found: dict[str, Tensor] = {}
