@@ -47,7 +47,7 @@ def autograd_trainer(cfg, data, steps=STEPS):
     d_out = 5 if cfg.is_transcoder else D
     trainer = SAETrainer(cfg, D, d_out, total_steps=steps, batch_tokens=len(data[0][0]))
     with torch.no_grad():
-        trainer.weights["b_enc"][:9] = -100.0  # these die, for AuxK to revive
+        trainer.weights["W_enc"][:, :9] *= 0.05  # these die, active but never among the largest, for AuxK to revive
     trainer.initialize(*data[0])
     return trainer
 
@@ -92,9 +92,9 @@ def test_twenty_steps_are_those_of_autograd(case):
             torch.testing.assert_close(
                 got[name], expected[name], atol=1e-4, rtol=1e-3, msg=lambda m, n=name: f"{n}: {m}"
             )
-    if "aux_loss" in expected:
+    if "aux_loss" in expected and case != "topk-all":
         assert expected["aux_loss"] > 0
-        assert expected["dead_share"] > 0
+        assert trainer._adam.state[trainer.weights["W_dec"]]["exp_avg"][:9].abs().sum() > 0
     check_equal(trainer, *state, {"atol": 3e-4, "rtol": 1e-3})
 
 
@@ -209,6 +209,19 @@ def test_going_on_from_copied_tensors_changes_nothing():
         expected, got = whole.step(x), resumed.step(x)
     assert all(torch.equal(expected[name], got[name]) for name in expected)
     assert all(torch.equal(weights[name], parts[0][name]) for name in weights)
+
+
+def test_weights_put_back_in_place_are_taken_up_by_reload():
+    cfg = config("relu-decoder-norm", precision="bfloat16")
+    data = batches(cfg)
+    step, *state = closed_form(autograd_trainer(cfg, data))
+    tensors = [*state[0].values(), *(each for pair in state[1].values() for each in pair), *state[2].values()]
+    before = [tensor.clone() for tensor in tensors]
+    first = [step.step(x)["loss"] for x, _ in data[:5]]
+    for tensor, old in zip(tensors, before, strict=True):
+        tensor.copy_(old)
+    step.reload(0)
+    assert [step.step(x)["loss"] for x, _ in data[:5]] == first
 
 
 def test_what_does_not_fit_is_refused():
