@@ -315,12 +315,12 @@ def measure(tiny: bool, sizes: Sizes, folder: Path) -> dict[str, Any]:
     return result
 
 
-def main() -> int:
+def main(arguments: list[str] | None = None) -> int:
     """Measures, writes the record, prints it."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
     parser.add_argument("--tiny", action="store_true", help="toy sizes on the CPU, to see that it runs")
     parser.add_argument("--record", type=Path, help=f"where the record goes; without --tiny {RECORD.name}")
-    asked = parser.parse_args()
+    asked = parser.parse_args(arguments)
     if not asked.tiny and not torch.cuda.is_available():
         print(
             "The reference job needs a CUDA GPU, and there is none here. --tiny runs the same code on the CPU.",

@@ -50,7 +50,7 @@ def reader(module, shape=(2, 24), points=POINTS):
     "config", [LlamaConfig(**SIZES), Qwen3_5TextConfig(**SIZES, **DELTA)], ids=["llama", "qwen3_5"]
 )
 def test_compiled_blocks_read_the_same_at_every_shape(config):
-    module, shapes = tiny(config), [(2, 24), (1, 8), (3, 16), (5, 40)]
+    module, shapes = tiny(config), [(2, 24), (1, 8), (3, 16)]
     expected = [reader(module, shape)() for shape in shapes]
     record = compile_blocks(module, reader(module), largest_difference=1e-5, backend="eager")
     assert record["failed"] is None

@@ -1,8 +1,7 @@
 """The reference job's code runs, in toy sizes; without a GPU it neither measures nor pretends to."""
 
+import importlib.util
 import json
-import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -12,16 +11,17 @@ import torch
 JOB = Path(__file__).parent.parent / "benchmarks" / "reference_job.py"
 
 
-def run(*arguments):
-    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    return subprocess.run(
-        [sys.executable, JOB, *arguments], capture_output=True, text=True, env=environment, check=False
-    )
+@pytest.fixture(scope="module")
+def job():
+    spec = importlib.util.spec_from_file_location("reference_job", JOB)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["reference_job"] = module  # its dataclasses look themselves up there
+    spec.loader.exec_module(module)
+    return module
 
 
-def test_the_tiny_job_measures_everything(tmp_path):
-    done = run("--tiny", "--record", str(tmp_path / "record.json"))
-    assert done.returncode == 0, done.stderr[-2000:]
+def test_the_tiny_job_measures_everything(job, tmp_path):
+    assert job.main(["--tiny", "--record", str(tmp_path / "record.json")]) == 0
     record = json.loads((tmp_path / "record.json").read_text())
     assert record["status"] == "toy sizes on a CPU: the numbers mean nothing"
     assert record["collect"]["plain"]["tokens_per_second"] > 0
@@ -40,11 +40,11 @@ def test_the_tiny_job_measures_everything(tmp_path):
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU, on which the job would run for minutes")
-def test_without_a_gpu_the_job_says_so_in_one_line():
-    done = run()
-    assert done.returncode == 2
-    assert done.stderr.strip().endswith("--tiny runs the same code on the CPU.")
-    assert len(done.stderr.strip().splitlines()) == 1
+def test_without_a_gpu_the_job_says_so_in_one_line(job, capsys):
+    assert job.main([]) == 2
+    said = capsys.readouterr().err.strip()
+    assert said.endswith("--tiny runs the same code on the CPU.")
+    assert len(said.splitlines()) == 1
 
 
 def test_the_committed_record_is_of_a_gpu_or_says_that_there_was_none():

@@ -90,12 +90,12 @@ def test_twenty_steps_are_those_of_autograd(case):
         assert got.keys() == expected.keys()
         for name in expected:
             torch.testing.assert_close(
-                got[name], expected[name], atol=1e-4, rtol=1e-3, msg=lambda m, n=name: f"{n}: {m}"
+                got[name], expected[name], atol=1e-5, rtol=1e-4, msg=lambda m, n=name: f"{n}: {m}"
             )
     if "aux_loss" in expected and case != "topk-all":
         assert expected["aux_loss"] > 0
         assert trainer._adam.state[trainer.weights["W_dec"]]["exp_avg"][:9].abs().sum() > 0
-    check_equal(trainer, *state, {"atol": 3e-4, "rtol": 1e-3})
+    check_equal(trainer, *state, {"atol": 3e-5, "rtol": 1e-4})
 
 
 @pytest.mark.parametrize("case", ["topk", "batchtopk", "relu-raw"])
