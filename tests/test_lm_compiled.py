@@ -8,6 +8,7 @@ from functools import partial
 
 import pytest
 import torch
+import torch._dynamo
 from transformers import AutoModel, LlamaConfig, Qwen3_5TextConfig
 
 from sparsight.errors import ModelError
@@ -24,6 +25,7 @@ POINTS = ("layers.1", "layers.2.mlp", "layers.3.mlp.input")
 
 def tiny(config):
     torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
     torch.manual_seed(0)
     return AutoModel.from_config(config).eval()
 
@@ -61,7 +63,9 @@ def test_compiled_blocks_read_the_same_at_every_shape(config):
         for name in POINTS:
             torch.testing.assert_close(compiled[name], plain[name], atol=1e-5, rtol=1e-5)
     assert record["failed"] is None
-    assert torch._dynamo.utils.counters["stats"]["calls_captured"] > 0
+    # one for each kind of block, and one more where a batch is a single row
+    kinds = 1 if config.model_type == "llama" else 2
+    assert 0 < torch._dynamo.utils.counters["stats"]["unique_graphs"] <= 2 * kinds
 
 
 def test_a_hook_inside_a_compiled_block_still_fires(module):
