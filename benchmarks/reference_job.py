@@ -178,7 +178,7 @@ def training_flops(cfg: SAEConfig, d: int) -> float:
 
 
 def autograd_step(cfg: SAEConfig, x: Tensor, sizes: Sizes, total_steps: int) -> Step:
-    """`SAETrainer`'s step."""
+    """`SAETrainer`'s step: by autograd on CUDA."""
     trainer = SAETrainer(cfg, x.shape[1], x.shape[1], total_steps=total_steps, batch_tokens=len(x), device=sizes.device)
     trainer.initialize(x)
     return trainer.step
@@ -193,7 +193,7 @@ def closed_form_step(cfg: SAEConfig, x: Tensor, sizes: Sizes, total_steps: int) 
         if "W_enc" in name:
             state[name] = state[name].T.contiguous().T
     weights = {name: state[f"weights.{name}"] for name in trainer.weights}
-    moments = {name: (state[f"adam.{name}.exp_avg"], state[f"adam.{name}.exp_avg_sq"]) for name in weights}
+    moments = {name: {key: state[f"adam.{name}.{key}"] for key in ("exp_avg", "exp_avg_sq")} for name in weights}
     mine = {name.removeprefix("measured."): tensor for name, tensor in state.items() if name.startswith("measured.")}
     options = {}
     if sizes.device == "cuda":

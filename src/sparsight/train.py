@@ -21,7 +21,7 @@ from sparsight.activations import ActivationBatch
 from sparsight.artifact import MetricLoggers, StopFlag, append_jsonl, atomic_path
 from sparsight.errors import ActivationError, FormatError, StoreError
 from sparsight.recipe import TrainConfig
-from sparsight.sae import Checkpoints, SAEConfig, SAETrainer, SparseAutoencoder, untrained_sae
+from sparsight.sae import Checkpoints, SAEConfig, SAETrainer, SparseAutoencoder, Workspace, untrained_sae
 
 __all__ = ["BatchSource", "load_untrained", "train_sae", "train_saes"]
 
@@ -67,8 +67,8 @@ def train_sae(
     for step, batch in enumerate(batches):
         x, target = _inputs(config, batch, device)
         if trainer is None:
-            trainer = _new_trainer(config, x, target, total_steps, device)
-        trainer.step(x, target)
+            trainer = _new_trainer(config, x, target, total_steps, device, Workspace())
+        trainer.step(x, target, with_metrics=False)
         if step + 1 == total_steps:
             return trainer.finished()
     raise ActivationError(
@@ -134,9 +134,13 @@ def _inputs(config: SAEConfig, batch: ActivationBatch, device: str) -> tuple[Ten
     return x, batch[config.target_hook_point].to(device, non_blocking=True) if config.is_transcoder else None
 
 
-def _new_trainer(config: SAEConfig, x: Tensor, target: Tensor | None, total_steps: int, device: str) -> SAETrainer:
+def _new_trainer(
+    config: SAEConfig, x: Tensor, target: Tensor | None, total_steps: int, device: str, space: Workspace
+) -> SAETrainer:
     d_out = x.shape[1] if target is None else target.shape[1]
-    trainer = SAETrainer(config, x.shape[1], d_out, total_steps=total_steps, batch_tokens=len(x), device=device)
+    trainer = SAETrainer(
+        config, x.shape[1], d_out, total_steps=total_steps, batch_tokens=len(x), device=device, space=space
+    )
     trainer.initialize(x, target)
     return trainer
 
@@ -156,6 +160,7 @@ class _Session:
         self.checkpoints = Checkpoints(folder)
         self.step = self.checkpoints.step(ids, self.total_steps)
         self.checkpoints.trim_logs(ids, self.step)
+        self.space = Workspace()
         self.trainers: dict[str, SAETrainer] = {}
         if self.step:
             self.trainers = {config.id: self._resumed(config) for config in configs}
@@ -172,7 +177,7 @@ class _Session:
             for batch in batches:
                 metrics = self._step_all(batch)
                 bar.update()
-                if self.step % self.train.log_every_steps == 0 or self.step == self.total_steps:
+                if metrics:
                     rate = (self.step - first) * self.train.batch_tokens / (time.monotonic() - started)
                     self._log(metrics, rate, loggers)
                 if stop or self.step % self.train.checkpoint_every_steps == 0:
@@ -202,16 +207,18 @@ class _Session:
             )
 
     def _step_all(self, batch: ActivationBatch) -> dict[str, dict[str, Tensor]]:
+        """One step of every SAE; the metrics at those steps that are logged, else nothing."""
         metrics = {}
+        logged = (self.step + 1) % self.train.log_every_steps == 0 or self.step + 1 == self.total_steps
         for config in self.configs:
             x, target = _inputs(config, batch, self.device)
             if config.id not in self.trainers:
-                self.trainers[config.id] = _new_trainer(config, x, target, self.total_steps, self.device)
+                self.trainers[config.id] = _new_trainer(config, x, target, self.total_steps, self.device, self.space)
                 with atomic_path(self.folder / config.id / "initial.safetensors") as temp:
                     save_file(self.trainers[config.id].initial_state(x), temp)
-            metrics[config.id] = self.trainers[config.id].step(x, target)
+            metrics[config.id] = self.trainers[config.id].step(x, target, with_metrics=logged)
         self.step += 1
-        return metrics
+        return metrics if logged else {}
 
     def _log(self, metrics: dict[str, dict[str, Tensor]], rate: float, loggers: MetricLoggers) -> None:
         for sae_id, values in metrics.items():
@@ -233,7 +240,13 @@ class _Session:
         d_in = self.source.hook_points[config.hook_point]
         d_out = self.source.hook_points[config.target_hook_point or config.hook_point]
         trainer = SAETrainer(
-            config, d_in, d_out, total_steps=self.total_steps, batch_tokens=self.train.batch_tokens, device=self.device
+            config,
+            d_in,
+            d_out,
+            total_steps=self.total_steps,
+            batch_tokens=self.train.batch_tokens,
+            device=self.device,
+            space=self.space,
         )
         trainer.load_state_dict(self.checkpoints.load(config.id, self.step))
         return trainer

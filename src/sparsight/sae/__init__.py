@@ -4,6 +4,7 @@ from sparsight.sae.autoencoder import SAEOutput, SparseAutoencoder, SparseLatent
 from sparsight.sae.checkpoints import Checkpoints, load_stream_state
 from sparsight.sae.config import ARCHITECTURES, SAEConfig
 from sparsight.sae.founding import founding_config, load_founding_pt, save_founding_pt
+from sparsight.sae.kernels.workspace import Workspace
 from sparsight.sae.trainer import SAETrainer
 from sparsight.sae.untrained import untrained_sae
 
@@ -15,6 +16,7 @@ __all__ = [
     "SAETrainer",
     "SparseAutoencoder",
     "SparseLatents",
+    "Workspace",
     "founding_config",
     "load_founding_pt",
     "load_stream_state",

@@ -57,14 +57,14 @@ class DenseStep:
         self,
         cfg: SAEConfig,
         weights: Mapping[str, Tensor],
-        moments: Mapping[str, tuple[Tensor, Tensor]],
+        moments: Mapping[str, Mapping[str, Tensor]],
         measured: Mapping[str, Tensor],
         *,
         total_steps: int,
         ops: Any = eager,
         aux_capacity: int = 0,
     ) -> None:
-        """`weights`, Adam's `moments` (mean, mean square) by the same names and `measured` are those of `SAETrainer`.
+        """`weights`, Adam's `moments` (exp_avg, exp_avg_sq) by the same names and `measured` are those of `SAETrainer`.
 
         `W_enc` and its moments must be transposed views of matrices with a row per latent. `ops`: `kernels.eager`, or
         `kernels.gpu` on CUDA. `aux_capacity`: columns that AuxK looks at; 0: an eighth of the latents, at least twice
@@ -76,7 +76,10 @@ class DenseStep:
         self.cfg, self.ops, self.total_steps = cfg, ops, total_steps
         self.dtype = torch.bfloat16 if cfg.precision == "bfloat16" else torch.float32
         self._weights = {name: _rows_of_latents(name, tensor) for name, tensor in weights.items()}
-        self._moments = {name: tuple(_rows_of_latents(name, each) for each in pair) for name, pair in moments.items()}
+        self._moments = {
+            name: tuple(_rows_of_latents(name, pair[key]) for key in ("exp_avg", "exp_avg_sq"))
+            for name, pair in moments.items()
+        }
         self._measured = measured
         W_dec = self._weights["W_dec"]
         self.device = W_dec.device

@@ -62,7 +62,6 @@ class Losses:
 
     loss: Float[Tensor, ""]
     mse: Float[Tensor, ""]
-    x_hat: Float[Tensor, "n d_out"]
     latent_sums: Float[Tensor, " F"]
     """Sum of each latent over the batch; positive exactly when it fired."""
     l0: Float[Tensor, ""]
@@ -115,7 +114,7 @@ def _relu(cfg: SAEConfig, weights: Mapping[str, Tensor], batch: LossInput, pre: 
     mse = functional.mse_loss(x_hat, batch.target)
     penalty = _l1(cfg, z, weights["W_dec"])
     loss = mse + cfg.l1_coefficient * batch.sparsity_weight * penalty
-    return Losses(loss=loss, mse=mse, x_hat=x_hat, sparsity=penalty, **_summary(z))
+    return Losses(loss=loss, mse=mse, sparsity=penalty, **_summary(z))
 
 
 def _topk(cfg: SAEConfig, weights: Mapping[str, Tensor], batch: LossInput, pre: Tensor) -> Losses:
@@ -126,7 +125,7 @@ def _topk(cfg: SAEConfig, weights: Mapping[str, Tensor], batch: LossInput, pre: 
     detached = values.detach().float()
     sums = torch.zeros_like(weights["W_dec"][:, 0]).index_add_(0, indices.flatten(), detached.flatten())
     l0 = detached.sign().sum() / batch.n_tokens
-    return Losses(loss=loss, mse=mse, x_hat=x_hat, latent_sums=sums, l0=l0, aux=aux)
+    return Losses(loss=loss, mse=mse, latent_sums=sums, l0=l0, aux=aux)
 
 
 def _batchtopk(cfg: SAEConfig, weights: Mapping[str, Tensor], batch: LossInput, pre: Tensor) -> Losses:
@@ -134,7 +133,7 @@ def _batchtopk(cfg: SAEConfig, weights: Mapping[str, Tensor], batch: LossInput, 
     x_hats = decode_prefixes(z, weights["W_dec"], cfg.prefixes, pre.dtype) + weights["b_dec"]
     mse = (x_hats - batch.target).square().mean((1, 2))
     loss, aux = _with_auxk(cfg, weights, batch, pre, x_hats[-1], mse.mean())
-    return Losses(loss=loss, mse=mse[-1], x_hat=x_hats[-1], aux=aux, threshold=smallest, **_summary(z))
+    return Losses(loss=loss, mse=mse[-1], aux=aux, threshold=smallest, **_summary(z))
 
 
 def _jumprelu(cfg: SAEConfig, weights: Mapping[str, Tensor], batch: LossInput, pre: Tensor) -> Losses:
@@ -142,7 +141,7 @@ def _jumprelu(cfg: SAEConfig, weights: Mapping[str, Tensor], batch: LossInput, p
     x_hat = decode(z, weights["W_dec"], pre.dtype) + weights["b_dec"]
     mse = functional.mse_loss(x_hat, batch.target)
     loss = mse + cfg.l0_coefficient * batch.sparsity_weight * l0
-    return Losses(loss=loss, mse=mse, x_hat=x_hat, sparsity=l0, **_summary(z))
+    return Losses(loss=loss, mse=mse, sparsity=l0, **_summary(z))
 
 
 def _gated(cfg: SAEConfig, weights: Mapping[str, Tensor], batch: LossInput, pre: Tensor) -> Losses:
@@ -154,7 +153,7 @@ def _gated(cfg: SAEConfig, weights: Mapping[str, Tensor], batch: LossInput, pre:
     aux = functional.mse_loss(through_gate, batch.target)
     penalty = _l1(cfg, gate, weights["W_dec"].detach())
     loss = mse + cfg.l1_coefficient * batch.sparsity_weight * penalty + aux
-    return Losses(loss=loss, mse=mse, x_hat=x_hat, sparsity=penalty, aux=aux, **_summary(z))
+    return Losses(loss=loss, mse=mse, sparsity=penalty, aux=aux, **_summary(z))
 
 
 def _with_auxk(

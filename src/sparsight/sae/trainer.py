@@ -21,7 +21,10 @@ from sparsight.errors import ActivationError, FormatError, SAEError
 from sparsight.sae.autoencoder import SparseAutoencoder
 from sparsight.sae.config import SAEConfig
 from sparsight.sae.folding import fold
+from sparsight.sae.fused import FusedStep, fuses
 from sparsight.sae.initial import geometric_median, initial_weights
+from sparsight.sae.kernels.cpu import AdamStep
+from sparsight.sae.kernels.workspace import Workspace
 from sparsight.sae.losses import Losses, LossInput, training_losses
 
 __all__ = ["SAETrainer"]
@@ -46,8 +49,12 @@ class SAETrainer:
         total_steps: int,
         batch_tokens: int,
         device: torch.device | str = "cpu",
+        space: Workspace | None = None,
     ) -> None:
-        """`total_steps` fixes the schedule; `batch_tokens` counts tokens since a latent fired."""
+        """`total_steps` fixes the schedule; `batch_tokens` counts tokens since a latent fired.
+
+        Trainers that step in turn may share their scratch `space`.
+        """
         if not cfg.is_transcoder and d_in != d_out:
             raise SAEError(f"SAE {cfg.id} has no target_hook_point, so d_out = {d_out} must equal d_in = {d_in}.")
         if total_steps < 1:
@@ -59,12 +66,11 @@ class SAETrainer:
         self._initialized = False
         weights = initial_weights(cfg, d_in, d_out)
         self.weights = {name: nn.Parameter(tensor.to(self.device)) for name, tensor in weights.items()}
-        self._adam = torch.optim.Adam(
-            self.weights.values(), lr=cfg.lr, betas=cfg.adam_betas, eps=cfg.adam_eps, fused=True
-        )
-        for weight in self.weights.values():
-            step = torch.zeros((), device=self.device)
-            self._adam.state[weight] = {"step": step, "exp_avg": weight.detach() * 0, "exp_avg_sq": weight.detach() * 0}
+        self._fused = FusedStep(cfg, self.weights, space) if fuses(cfg, self.device) else None
+        if self._fused is None:
+            self._adam, self._moments = _adam(cfg, self.weights, self.device)
+        else:
+            self._moments = self._fused.moments
         self._measured = {
             "input_scale": torch.ones((), device=self.device),
             "target_scale": torch.ones((), device=self.device),
@@ -77,7 +83,8 @@ class SAETrainer:
     @torch.no_grad()
     def initialize(self, x: Float[Tensor, "n d_in"], target: Float[Tensor, "n d_out"] | None = None) -> None:
         """Measure scale and centre on the first batch, and set b_dec; deterministic. Raises ActivationError."""
-        x, target = self._pair(x, target)
+        target = self._checked(x, target)
+        x, target = self._on_device(x), self._on_device(target)
         measured = self._measured
         measured["input_scale"].copy_(self._scale(x))
         measured["target_scale"].copy_(self._scale(target))
@@ -93,23 +100,25 @@ class SAETrainer:
             self.weights["log_threshold"].copy_((self.cfg.initial_threshold * measured["input_deviation"]).log())
         self._initialized = True
 
-    def step(self, x: Float[Tensor, "n d_in"], target: Float[Tensor, "n d_out"] | None = None) -> dict[str, Tensor]:
-        """One optimiser step on raw activations. Metrics are detached scalars on the device.
+    def step(
+        self,
+        x: Float[Tensor, "n d_in"],
+        target: Float[Tensor, "n d_out"] | None = None,
+        *,
+        with_metrics: bool = True,
+    ) -> dict[str, Tensor]:
+        """One optimiser step on raw activations. Metrics are detached scalars on the device; {} without them.
 
         loss, mse (normalised units), fvu (of this batch), l0, dead_share, lr, penalty_raw and penalty_decoder_norm
         (means over tokens x latents), and where the architecture has them sparsity_loss, aux_loss.
         """
         assert self._initialized, "initialize() or load_state_dict() comes first"
-        x, target = self._pair(x, target)
-        normalised = x / self._measured["input_scale"]
-        batch = self._loss_input(normalised, normalised if target is x else target / self._measured["target_scale"])
-        losses = training_losses(self.cfg, self.weights, batch)
-        self._adam.zero_grad(set_to_none=True)
-        losses.loss.backward()
-        lr = self._update()
+        target = self._checked(x, target)
+        lr = self.cfg.lr * self._lr_factor()
+        losses = self._autograd_step(x, target, lr) if self._fused is None else self._fused_step(x, target, lr)
         self._count(losses, len(x))
         self.steps_done += 1
-        return self._metrics(losses, batch.target, lr)
+        return self._metrics(losses, target, lr) if with_metrics else {}
 
     def finished(self) -> SparseAutoencoder:
         """The SAE as it is now, on raw activations, with scale and centre folded into biases and thresholds."""
@@ -128,8 +137,8 @@ class SAETrainer:
     def state_dict(self) -> dict[str, Tensor]:
         """Everything a later `load_state_dict` needs, as a flat dict of tensors (copies)."""
         state = {f"weights.{name}": weight for name, weight in self.weights.items()}
-        for name, weight in self.weights.items():
-            state |= {f"adam.{name}.{key}": self._adam.state[weight][key] for key in ("exp_avg", "exp_avg_sq")}
+        for name in self.weights:
+            state |= {f"adam.{name}.{key}": self._moments[name][key] for key in ("exp_avg", "exp_avg_sq")}
         state |= {f"measured.{name}": tensor for name, tensor in self._measured.items()}
         state["steps_done"] = torch.tensor(self.steps_done)
         return {name: tensor.detach().clone() for name, tensor in state.items()}
@@ -148,22 +157,28 @@ class SAETrainer:
         for name, weight in self.weights.items():
             weight.copy_(state[f"weights.{name}"])
             for key in ("exp_avg", "exp_avg_sq"):
-                self._adam.state[weight][key].copy_(state[f"adam.{name}.{key}"])
-            self._adam.state[weight]["step"].fill_(float(self.steps_done))
+                self._moments[name][key].copy_(state[f"adam.{name}.{key}"])
+            if self._fused is None:
+                self._adam.state[weight]["step"].fill_(float(self.steps_done))
         for name, tensor in self._measured.items():
             tensor.copy_(state[f"measured.{name}"])
+        if self._fused is not None:
+            self._fused.refresh()
         self._initialized = True
 
-    def _pair(self, x: Tensor, target: Tensor | None) -> tuple[Tensor, Tensor]:
+    def _checked(self, x: Tensor, target: Tensor | None) -> Tensor:
+        """The target, or the input when that is it."""
         if (target is None) == self.cfg.is_transcoder:
             needed = "needs a target" if target is None else "is an autoencoder and takes no target"
             raise SAEError(f"SAE {self.cfg.id} {needed}: target_hook_point is {self.cfg.target_hook_point!r}.")
-        x = x.to(self.device, torch.float32, non_blocking=True)
-        target = x if target is None else target.to(self.device, torch.float32, non_blocking=True)
+        target = x if target is None else target
         if (x.shape[1], target.shape[1]) != (self.d_in, self.d_out):
             widths = f"{x.shape[1]} -> {target.shape[1]}"
             raise ActivationError(f"SAE {self.cfg.id} expects widths {self.d_in} -> {self.d_out}, got {widths}.")
-        return x, target
+        return target
+
+    def _on_device(self, x: Tensor) -> Tensor:
+        return x.to(self.device, torch.float32, non_blocking=True)
 
     def _scale(self, x: Tensor) -> Tensor:
         scale = (x - x.mean(0)).square().mean().sqrt()
@@ -174,22 +189,35 @@ class SAETrainer:
             )
         return scale if self.cfg.normalize == "rms" else torch.ones_like(scale)
 
+    def _fused_step(self, x: Tensor, target: Tensor, lr: float) -> Losses:
+        assert self._fused is not None
+        adam = AdamStep(lr=lr, betas=self.cfg.adam_betas, eps=self.cfg.adam_eps, steps_done=self.steps_done)
+        weight = self._sparsity_weight()
+        return self._fused(x, target, measured=self._measured, sparsity_weight=weight, adam=adam)
+
+    def _autograd_step(self, x: Tensor, target: Tensor, lr: float) -> Losses:
+        normalised = self._on_device(x) / self._measured["input_scale"]
+        wanted = normalised if target is x else self._on_device(target) / self._measured["target_scale"]
+        losses = training_losses(self.cfg, self.weights, self._loss_input(normalised, wanted))
+        self._adam.zero_grad(set_to_none=True)
+        losses.loss.backward()
+        self._update(lr)
+        return losses
+
     def _loss_input(self, x: Tensor, target: Tensor) -> LossInput:
-        warmup = self.cfg.sparsity_warmup_fraction * self.total_steps
         measured = self._measured
         return LossInput(
             x=x,
             target=target,
             centre=measured["input_mean"] if self.cfg.is_transcoder else self.weights["b_dec"],
             dead=measured["tokens_since_fired"] >= self.cfg.dead_after_tokens,
-            sparsity_weight=min(1.0, self.steps_done / warmup) if warmup else 1.0,
+            sparsity_weight=self._sparsity_weight(),
             threshold=measured["threshold"],
             bandwidth=self.cfg.bandwidth * measured["input_deviation"],
         )
 
     @torch.no_grad()
-    def _update(self) -> float:
-        lr = self.cfg.lr * self._lr_factor()
+    def _update(self, lr: float) -> None:
         self._adam.param_groups[0]["lr"] = lr
         W_dec = self.weights["W_dec"]
         if self.cfg.unit_norm_decoder:
@@ -198,7 +226,10 @@ class SAETrainer:
         self._adam.step()
         if self.cfg.unit_norm_decoder:
             W_dec.div_(torch.linalg.vector_norm(W_dec, dim=1, keepdim=True))
-        return lr
+
+    def _sparsity_weight(self) -> float:
+        warmup = self.cfg.sparsity_warmup_fraction * self.total_steps
+        return min(1.0, self.steps_done / warmup) if warmup else 1.0
 
     def _lr_factor(self) -> float:
         rising = (self.steps_done + 1) / self.cfg.warmup_steps if self.cfg.warmup_steps else 1.0
@@ -217,7 +248,8 @@ class SAETrainer:
     def _metrics(self, losses: Losses, target: Tensor, lr: float) -> dict[str, Tensor]:
         norms = torch.linalg.vector_norm(self.weights["W_dec"], dim=1)
         elements = len(target) * self.cfg.n_latents
-        variance = (target - target.mean(0)).square().sum()
+        wanted = self._on_device(target) / self._measured["target_scale"]
+        variance = (wanted - wanted.mean(0)).square().sum()
         metrics = {
             "loss": losses.loss,
             "mse": losses.mse,
@@ -234,3 +266,14 @@ class SAETrainer:
 
     def _folded(self, weights: Mapping[str, Tensor], threshold: Tensor) -> SparseAutoencoder:
         return SparseAutoencoder(self.cfg, fold(self.cfg, weights, self._measured, threshold))
+
+
+def _adam(
+    cfg: SAEConfig, weights: Mapping[str, nn.Parameter], device: torch.device
+) -> tuple[torch.optim.Adam, dict[str, dict[str, Tensor]]]:
+    """The optimiser with its state made already, and that state by name."""
+    adam = torch.optim.Adam(weights.values(), lr=cfg.lr, betas=cfg.adam_betas, eps=cfg.adam_eps, fused=True)
+    for weight in weights.values():
+        step = torch.zeros((), device=device)
+        adam.state[weight] = {"step": step, "exp_avg": weight.detach() * 0, "exp_avg_sq": weight.detach() * 0}
+    return adam, {name: adam.state[weight] for name, weight in weights.items()}

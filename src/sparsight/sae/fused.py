@@ -1,0 +1,222 @@
+"""The training step of relu, topk and batchtopk on a CPU, in closed form: no autograd, one pass over each weight.
+
+    pre = bf16((x - centre) W_enc + b_enc)      z = select(pre)           e = z W_dec + b_dec - target
+    d_x_hat = 2 e / (n d)                       d_z = [z > 0] (d_x_hat W_dec^T + penalty)
+    d_W_dec = z^T d_x_hat + pull                d_W_enc = (x - centre)^T d_z
+    d_b_enc = sum(d_z)                          d_b_dec = sum(d_x_hat) - W_enc d_b_enc, the latter for an autoencoder
+
+The objective is `losses.py`'s, whose autograd form is the reference; `kernels/cpu.py` has the parts. Products read
+bfloat16 copies of the weights, written by the update that made them; weights, moments and sums are float32. W_enc lives
+transposed, so that a latent's weights are one row on both sides.
+
+Sparse or dense. topk and batchtopk are sparse always. relu is sparse once fewer than 1/16 of its latents are active, and
+dense before; see docs/log.md for the measurement behind that share. The rule looks at the batch alone, so a
+resumed run takes the same way.
+Trade-off: gradients are rounded to bfloat16 once, as the autograd form's products round them.
+"""
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from sparsight.sae.config import SAEConfig
+from sparsight.sae.kernels import cpu
+from sparsight.sae.kernels.workspace import Workspace
+from sparsight.sae.losses import Losses, auxk_loss
+
+__all__ = ["FusedStep", "fuses"]
+
+_SPARSE_SHARE = 1 / 16
+
+
+def fuses(cfg: SAEConfig, device: torch.device) -> bool:
+    """Whether this SAE's step has the closed form here: its architecture, bfloat16 products, a CPU with the kernels."""
+    known = cfg.architecture in ("relu", "topk", "batchtopk") and cfg.precision == "bfloat16"
+    return known and device.type == "cpu" and cpu.available()
+
+
+class _Slopes(NamedTuple):
+    """What either way, sparse or dense, gives to the update; sums are over the batch."""
+
+    W_enc: Float[Tensor, "F d_in"]
+    W_dec: Float[Tensor, "F d_out"]
+    b_enc: Float[Tensor, " F"]
+    latent_sums: Float[Tensor, " F"]
+    n_active: Float[Tensor, ""]
+    decoded: cpu.Decoded
+
+
+class FusedStep:
+    """The weights and moments of one SAE, and the step that moves them.
+
+    `weights`: the trained tensors by name; W_enc is replaced by a view of a transposed copy. Moments are named alike.
+    """
+
+    def __init__(self, cfg: SAEConfig, weights: dict[str, nn.Parameter], space: Workspace | None = None) -> None:
+        self.cfg, self._space = cfg, space or Workspace()
+        self._W_enc = weights["W_enc"].detach().T.contiguous()
+        weights["W_enc"] = nn.Parameter(self._W_enc.T)
+        self._weights = weights
+        self.moments = {
+            name: {key: torch.zeros_like(weight.detach()) for key in ("exp_avg", "exp_avg_sq")}
+            for name, weight in weights.items()
+        }
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Renews the bfloat16 copies, after the weights were written from outside."""
+        self._copies = {name: self._rows(self._weights[name].detach()).bfloat16() for name in ("W_enc", "W_dec")}
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        x: Float[Tensor, "n d_in"],
+        target: Float[Tensor, "n d_out"],
+        *,
+        measured: Mapping[str, Tensor],
+        sparsity_weight: float,
+        adam: cpu.AdamStep,
+    ) -> Losses:
+        """One step on raw activations; `measured` is the trainer's. `target` is x itself for an autoencoder."""
+        weights, space = {name: weight.detach() for name, weight in self._weights.items()}, self._space
+        centre = measured["input_mean"] if self.cfg.is_transcoder else weights["b_dec"]
+        centred, wanted = cpu.centre(x, float(measured["input_scale"]), centre, space)
+        assert centred is not None
+        if target is not x:
+            wanted = cpu.centre(target, float(measured["target_scale"]), None, space)[1]
+        pre = space.take("pre", len(x), self.cfg.n_latents, dtype=torch.bfloat16)
+        torch.addmm(weights["b_enc"].bfloat16(), centred, self._copies["W_enc"].T, out=pre)
+        dead = measured["tokens_since_fired"] >= self.cfg.dead_after_tokens
+        revive = self.cfg.selects_k and self.cfg.auxk_coefficient > 0 and bool(dead.any())
+        active, threshold = self._select(pre, float(measured["threshold"]))
+        l1 = self._l1_units(len(x))
+        weight = self.cfg.l1_coefficient * sparsity_weight
+        penalty = None if l1 is None else l1 * weight
+        slopes = (
+            self._dense(pre.relu_(), centred, wanted, penalty)
+            if active is None
+            else self._sparse(active, centred, wanted, penalty, revive)
+        )
+        aux = self._revive(pre, centred, slopes, dead) if revive else None
+        losses = self._losses(slopes, wanted, l1, weight, aux, threshold)
+        pulled = l1 is not None and self.cfg.l1_penalty == "decoder-norm"
+        self._update(slopes, weight / wanted.numel() if pulled else 0.0, adam)
+        return losses
+
+    def _select(self, pre: Tensor, running: float) -> tuple[cpu.Active | None, float | None]:
+        if self.cfg.architecture == "topk":
+            return cpu.select_topk(pre, self.cfg.k, self._space), None
+        if self.cfg.architecture == "batchtopk":
+            bound = cpu.batch_bound(pre, len(pre) * self.cfg.k, 0.9 * running)
+            return cpu.select_at_least(pre, bound, self._space), bound
+        limit = int(_SPARSE_SHARE * pre.numel())
+        return cpu.select_at_least(pre, cpu.SMALLEST, self._space, limit), None
+
+    def _l1_units(self, n: int) -> Tensor | None:
+        """What the penalty is for each latent's sum over the batch: 1 / (n F), or |W_dec_j| / (n d_out)."""
+        if self.cfg.architecture != "relu":
+            return None
+        W_dec = self._weights["W_dec"].detach()
+        if self.cfg.l1_penalty == "raw":
+            return torch.full((len(W_dec),), 1 / (n * len(W_dec)))
+        return torch.linalg.vector_norm(W_dec, dim=1) / (n * W_dec.shape[1])
+
+    def _sparse(
+        self, active: cpu.Active, centred: Tensor, wanted: Tensor, penalty: Tensor | None, with_error: bool
+    ) -> _Slopes:
+        b_dec = self._weights["b_dec"].detach()
+        decoded = cpu.decode(
+            active, self._copies["W_dec"], b_dec, wanted, self._space, penalty=penalty, with_error=with_error
+        )
+        assert decoded.d_values is not None
+        columns = cpu.transpose(active, self.cfg.n_latents, self._space)
+        return _Slopes(
+            W_enc=cpu.gradient_rows(columns, decoded.d_values, centred, self._gradient("W_enc")),
+            W_dec=cpu.gradient_rows(columns, active.values, decoded.d_x_hat, self._gradient("W_dec")),
+            b_enc=cpu.sum_columns(columns, decoded.d_values),
+            latent_sums=cpu.sum_columns(columns, active.values),
+            n_active=torch.count_nonzero(active.values).float(),
+            decoded=decoded,
+        )
+
+    def _dense(self, z: Tensor, centred: Tensor, wanted: Tensor, penalty: Tensor | None) -> _Slopes:
+        assert penalty is not None
+        W_dec, b_dec, space = self._copies["W_dec"], self._weights["b_dec"].detach(), self._space
+        x_hat = torch.mm(z, W_dec, out=space.take("x_hat", *wanted.shape, dtype=torch.bfloat16))
+        decoded = cpu.residual(x_hat, b_dec, wanted, space)
+        d_z = torch.mm(decoded.d_x_hat, W_dec.T, out=space.take("d_z", *z.shape, dtype=torch.bfloat16))
+        sums, slopes, counts = cpu.mask_columns(z, d_z, penalty)
+        d_W_enc = torch.mm(d_z.T, centred, out=self._gradient("W_enc"))
+        d_W_dec = torch.mm(z.T, decoded.d_x_hat, out=self._gradient("W_dec"))
+        return _Slopes(d_W_enc, d_W_dec, slopes, sums, counts.sum(), decoded)
+
+    def _gradient(self, name: str) -> Tensor:
+        return self._space.take(f"d_{name}", *self._copies[name].shape, dtype=torch.bfloat16)
+
+    @torch.enable_grad()
+    def _revive(self, pre: Tensor, centred: Tensor, slopes: _Slopes, dead: Bool[Tensor, " F"]) -> Tensor:
+        """AuxK by autograd on the dead latents alone; adds to their gradients."""
+        assert slopes.decoded.error is not None
+        columns = dead.nonzero().squeeze(1)
+        theirs = pre.index_select(1, columns).requires_grad_()
+        rows = self._weights["W_dec"].detach().index_select(0, columns).requires_grad_()
+        everyone = torch.ones(len(columns), dtype=torch.bool)
+        k_aux = min(self.cfg.aux_latents(centred.shape[1]), self.cfg.n_latents)
+        loss = auxk_loss(theirs, rows, -slopes.decoded.error, everyone, k_aux)
+        d_pre, d_rows = torch.autograd.grad(self.cfg.auxk_coefficient * loss, (theirs, rows))
+        slopes.W_enc[columns] += d_pre.T @ centred
+        slopes.W_dec[columns] += d_rows.bfloat16()
+        slopes.b_enc[columns] += d_pre.sum(0, dtype=torch.float32)
+        return loss.detach()
+
+    def _update(self, slopes: _Slopes, pull: float, adam: cpu.AdamStep) -> None:
+        b_enc, b_dec = self._weights["b_enc"].detach(), self._weights["b_dec"].detach()
+        through_centre = None if self.cfg.is_transcoder else slopes.b_enc
+        W_enc_b = cpu.update_rows(
+            slopes.W_enc, self._W_enc, self._both("W_enc"), self._copies["W_enc"], adam, coefficients=through_centre
+        )
+        cpu.update_rows(
+            slopes.W_dec,
+            self._weights["W_dec"].detach(),
+            self._both("W_dec"),
+            self._copies["W_dec"],
+            adam,
+            unit_norm=self.cfg.unit_norm_decoder,
+            pull=slopes.latent_sums * pull if pull else None,
+        )
+        cpu.update_vector(slopes.b_enc, b_enc, self._both("b_enc"), adam)
+        d_b_dec = slopes.decoded.d_x_hat.sum(0, dtype=torch.float32)
+        cpu.update_vector(d_b_dec if W_enc_b is None else d_b_dec - W_enc_b, b_dec, self._both("b_dec"), adam)
+
+    def _losses(
+        self, slopes: _Slopes, wanted: Tensor, l1: Tensor | None, weight: float, aux: Tensor | None, bound: float | None
+    ) -> Losses:
+        mse = (slopes.decoded.squares.sum() / wanted.numel()).float()
+        sparsity = None if l1 is None else (slopes.latent_sums * l1).sum()
+        if self.cfg.selects_k and self.cfg.auxk_coefficient > 0 and aux is None:
+            aux = torch.zeros(())
+        loss = mse
+        if sparsity is not None:
+            loss = loss + weight * sparsity
+        if aux is not None:
+            loss = loss + self.cfg.auxk_coefficient * aux
+        return Losses(
+            loss=loss,
+            mse=mse,
+            latent_sums=slopes.latent_sums,
+            l0=slopes.n_active / len(wanted),
+            sparsity=sparsity,
+            aux=aux,
+            threshold=None if bound is None else torch.tensor(bound),
+        )
+
+    def _rows(self, weight: Tensor) -> Tensor:
+        """A latent's weights as a row: W_enc's columns."""
+        return self._W_enc if weight.data_ptr() == self._W_enc.data_ptr() else weight
+
+    def _both(self, name: str) -> tuple[Tensor, Tensor]:
+        pair = self.moments[name]
+        return tuple(pair[key].T if name == "W_enc" else pair[key] for key in ("exp_avg", "exp_avg_sq"))  # pyright: ignore[reportReturnType]
