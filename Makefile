@@ -6,7 +6,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 # Installed first and pinned: a later resolver would otherwise pull another build with gigabytes of GPU packages.
 TORCH ?= torch==2.13.0
 
-.PHONY: demo test lint install bench-growth reference-job check-saelens clean
+.PHONY: demo test lint install bench bench-growth reference-job check-saelens clean
 
 demo: $(VENV)/.installed
 	$(BIN)/sparsight run recipes/demo.toml
@@ -28,7 +28,11 @@ $(VENV)/.installed: pyproject.toml
 	$(PIP) install --editable ".[demo,dev]"
 	touch $@
 
-# Slow studies; their records are committed under benchmarks/records.
+# Slow studies; their records are committed under benchmarks/records. bench: beside three other packages, each in an environment of its own
+# under .venv-peers; about an hour on 2 cores. After a cut: make bench BENCH=--resume; one part: make bench BENCH="--parts store".
+bench: $(VENV)/.installed
+	TORCH="$(TORCH)" $(BIN)/python benchmarks/peers/compare.py $(BENCH)
+
 bench-growth: $(VENV)/.installed
 	$(BIN)/python benchmarks/growth.py
 
@@ -46,4 +50,4 @@ check-saelens: $(VENV)/.installed
 	.venv-saelens/bin/python tests/saelens_agreement.py check build/saelens-agreement
 
 clean:
-	rm -rf $(VENV) .venv-saelens build dist *.egg-info src/*.egg-info
+	rm -rf $(VENV) .venv-saelens .venv-peers build dist *.egg-info src/*.egg-info

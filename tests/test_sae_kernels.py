@@ -95,8 +95,19 @@ def test_centring_rounds_once(dtype: torch.dtype) -> None:
     centred, normalised = cpu.centre(x, 1.7, middle, SPACE)
     assert centred is not None
     torch.testing.assert_close(normalised, x.float() / 1.7, rtol=1e-6, atol=1e-7)
-    assert torch.equal(centred, (normalised - middle).bfloat16())
+    assert torch.equal(centred[:, :45], (normalised - middle).bfloat16())
+    assert torch.equal(centred[:, 45:], torch.tensor([1, 1] + [0] * 17).bfloat16().expand(7, -1))
     assert cpu.centre(x, 1.7, None, SPACE)[0] is None
+
+
+def test_the_bias_is_part_of_the_product() -> None:
+    x, W_enc, bias = torch.randn(5, 45), torch.randn(9, 45), 100 * torch.randn(9)
+    centred, _ = cpu.centre(x, 1.0, torch.zeros(45), SPACE)
+    assert centred is not None
+    product = centred.double() @ cpu.encoder_copy(W_enc, bias).double().T
+    expected = x.bfloat16().double() @ W_enc.bfloat16().double().T + bias
+    torch.testing.assert_close(product, expected, rtol=1e-5, atol=1e-2)
+    torch.testing.assert_close(product - expected, torch.zeros(5, 9).double(), rtol=0, atol=100 * 2**-14)
 
 
 @pytest.mark.parametrize("d", [1, 40, 192, 300, 576])
@@ -104,7 +115,7 @@ def test_centring_rounds_once(dtype: torch.dtype) -> None:
 def test_decode_gives_error_and_gradients(d: int, blocked: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     n, width = 130, 90
     if blocked:
-        monkeypatch.setattr(cpu, "_block", lambda matrix: 64)
+        monkeypatch.setattr(cpu, "_block", lambda matrix, d: 64)
     active = cpu.select_topk(matrix(n, width), 7, SPACE)
     W_dec, b_dec, target, penalty = matrix(width, d, seed=1), torch.randn(d), torch.randn(n, d), torch.rand(width)
     out = cpu.decode(active, W_dec, b_dec, target, SPACE, penalty=penalty, with_error=True)
@@ -130,7 +141,7 @@ def test_gradient_rows_are_the_product_with_the_transposed_selection(
     d: int, blocked: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if blocked:
-        monkeypatch.setattr(cpu, "_block", lambda matrix: 64)
+        monkeypatch.setattr(cpu, "_block", lambda matrix, d: 64)
     active = cpu.select_at_least(matrix(50, 70), 1.0, SPACE)
     assert active is not None
     columns = cpu.transpose(active, 70, SPACE)

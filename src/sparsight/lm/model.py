@@ -20,6 +20,7 @@ from sparsight.errors import HookPointError, ModelError
 from sparsight.lm.batches import TokenBatch
 from sparsight.lm.compiled import compile_blocks
 from sparsight.lm.config import ModelConfig
+from sparsight.lm.fused import fuse
 from sparsight.lm.hookpoint import HookPoint, find_trunk
 from sparsight.lm.hooks import StopForward, hooked
 from sparsight.lm.load import load_model
@@ -88,6 +89,7 @@ class LanguageModel:
             raise HookPointError("No hook point was given. Expected at least one, such as layers.16.mlp.")
         loaded = load_model(config, points)
         model = cls(loaded.module, loaded.tokenizer, config, loaded.provenance)
+        model.provenance["fused"] = fuse(loaded.module, lambda: model._forward(model._check_ids()))
         model.self_check(hook_points or [])
         if hook_points and (config.compile == "layers" or (config.compile == "auto" and model.device.type == "cuda")):
             tolerance, check = _LEAK_TOLERANCE[model.dtype], partial(model._read, model._check_ids(), hook_points)
@@ -172,7 +174,7 @@ class LanguageModel:
             self._check_unembed(ids)
         self.provenance["self_check"] = {"hook_points": sorted(self._widths), "tokens": ids.shape[1], "passed": True}
 
-    def _check_ids(self) -> Int[Tensor, "1 tokens"]:
+    def _check_ids(self) -> Int[Tensor, "1 positions"]:
         token_ids = self.tokenizer(_CHECK_TEXT, add_special_tokens=False)["input_ids"][:_CHECK_TOKENS]
         if not token_ids:
             raise ModelError(f"The tokenizer of {self.config.id} gives no tokens for plain text.")

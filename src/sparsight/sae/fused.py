@@ -64,11 +64,16 @@ class FusedStep:
             name: {key: torch.zeros_like(weight.detach()) for key in ("exp_avg", "exp_avg_sq")}
             for name, weight in weights.items()
         }
-        self.refresh()
+        self._refresh()
 
-    def refresh(self) -> None:
-        """Renews the bfloat16 copies, after the weights were written from outside."""
-        self._copies = {name: self._rows(self._weights[name].detach()).bfloat16() for name in ("W_enc", "W_dec")}
+    def _refresh(self) -> None:
+        """Renews the bfloat16 copies; torch counts the writes to a tensor, and our kernels' writes not among them."""
+        self._versions = self._written()
+        b_enc, W_dec = self._weights["b_enc"].detach(), self._weights["W_dec"].detach()
+        self._copies = {"W_enc": cpu.encoder_copy(self._W_enc, b_enc), "W_dec": W_dec.bfloat16()}
+
+    def _written(self) -> list[int]:
+        return [self._weights[name]._version for name in ("W_enc", "W_dec", "b_enc")]
 
     @torch.no_grad()
     def __call__(
@@ -81,6 +86,8 @@ class FusedStep:
         adam: cpu.AdamStep,
     ) -> Losses:
         """One step on raw activations; `measured` is the trainer's. `target` is x itself for an autoencoder."""
+        if self._written() != self._versions:  # a checkpoint was loaded, or a user had a hand in it
+            self._refresh()
         weights, space = {name: weight.detach() for name, weight in self._weights.items()}, self._space
         centre = measured["input_mean"] if self.cfg.is_transcoder else weights["b_dec"]
         centred, wanted = cpu.centre(x, float(measured["input_scale"]), centre, space)
@@ -88,7 +95,7 @@ class FusedStep:
         if target is not x:
             wanted = cpu.centre(target, float(measured["target_scale"]), None, space)[1]
         pre = space.take("pre", len(x), self.cfg.n_latents, dtype=torch.bfloat16)
-        torch.addmm(weights["b_enc"].bfloat16(), centred, self._copies["W_enc"].T, out=pre)
+        torch.mm(centred, self._copies["W_enc"].T, out=pre)
         dead = measured["tokens_since_fired"] >= self.cfg.dead_after_tokens
         revive = self.cfg.selects_k and self.cfg.auxk_coefficient > 0 and bool(dead.any())
         active, threshold = self._select(pre, float(measured["threshold"]))
@@ -149,12 +156,13 @@ class FusedStep:
         decoded = cpu.residual(x_hat, b_dec, wanted, space)
         d_z = torch.mm(decoded.d_x_hat, W_dec.T, out=space.take("d_z", *z.shape, dtype=torch.bfloat16))
         sums, slopes, counts = cpu.mask_columns(z, d_z, penalty)
-        d_W_enc = torch.mm(d_z.T, centred, out=self._gradient("W_enc"))
+        d_W_enc = torch.mm(d_z.T, centred[:, : self._W_enc.shape[1]], out=self._gradient("W_enc"))
         d_W_dec = torch.mm(z.T, decoded.d_x_hat, out=self._gradient("W_dec"))
         return _Slopes(d_W_enc, d_W_dec, slopes, sums, counts.sum(), decoded)
 
     def _gradient(self, name: str) -> Tensor:
-        return self._space.take(f"d_{name}", *self._copies[name].shape, dtype=torch.bfloat16)
+        rows = self._W_enc if name == "W_enc" else self._weights[name]
+        return self._space.take(f"d_{name}", *rows.shape, dtype=torch.bfloat16)
 
     @torch.enable_grad()
     def _revive(self, pre: Tensor, centred: Tensor, slopes: _Slopes, dead: Bool[Tensor, " F"]) -> Tensor:
@@ -164,10 +172,10 @@ class FusedStep:
         theirs = pre.index_select(1, columns).requires_grad_()
         rows = self._weights["W_dec"].detach().index_select(0, columns).requires_grad_()
         everyone = torch.ones(len(columns), dtype=torch.bool)
-        k_aux = min(self.cfg.aux_latents(centred.shape[1]), self.cfg.n_latents)
+        k_aux = min(self.cfg.aux_latents(self._W_enc.shape[1]), self.cfg.n_latents)
         loss = auxk_loss(theirs, rows, -slopes.decoded.error, everyone, k_aux)
         d_pre, d_rows = torch.autograd.grad(self.cfg.auxk_coefficient * loss, (theirs, rows))
-        slopes.W_enc[columns] += d_pre.T @ centred
+        slopes.W_enc[columns] += d_pre.T @ centred[:, : self._W_enc.shape[1]]
         slopes.W_dec[columns] += d_rows.bfloat16()
         slopes.b_enc[columns] += d_pre.sum(0, dtype=torch.float32)
         return loss.detach()
@@ -188,6 +196,7 @@ class FusedStep:
             pull=slopes.latent_sums * pull if pull else None,
         )
         cpu.update_vector(slopes.b_enc, b_enc, self._both("b_enc"), adam)
+        cpu.copy_bias(self._copies["W_enc"], b_enc, self._W_enc.shape[1])
         d_b_dec = slopes.decoded.d_x_hat.sum(0, dtype=torch.float32)
         cpu.update_vector(d_b_dec if W_enc_b is None else d_b_dec - W_enc_b, b_dec, self._both("b_dec"), adam)
 
@@ -212,10 +221,6 @@ class FusedStep:
             aux=aux,
             threshold=None if bound is None else torch.tensor(bound),
         )
-
-    def _rows(self, weight: Tensor) -> Tensor:
-        """A latent's weights as a row: W_enc's columns."""
-        return self._W_enc if weight.data_ptr() == self._W_enc.data_ptr() else weight
 
     def _both(self, name: str) -> tuple[Tensor, Tensor]:
         pair = self.moments[name]

@@ -162,8 +162,6 @@ class SAETrainer:
                 self._adam.state[weight]["step"].fill_(float(self.steps_done))
         for name, tensor in self._measured.items():
             tensor.copy_(state[f"measured.{name}"])
-        if self._fused is not None:
-            self._fused.refresh()
         self._initialized = True
 
     def _checked(self, x: Tensor, target: Tensor | None) -> Tensor:

@@ -232,9 +232,10 @@ void fill_rows(const int16_t *pre, int64_t n, int64_t width, int64_t bound, cons
     }
 }
 
-/* centred = bf16(x / scale - centre), and where wanted normalised = x / scale, for x in bfloat16 or float32. */
-void centre_rows(const void *x, int64_t is_bf16, int64_t n, int64_t d, float scale, const float *centre, bf16 *centred,
-                 float *normalised) {
+/* centred = bf16(x / scale - centre), and where wanted normalised = x / scale, for x in bfloat16 or float32. What `centred`
+   has beyond d columns is 1, 1, 0, ...: the product with weights beside the two halves of a bias then adds the bias. */
+void centre_rows(const void *x, int64_t is_bf16, int64_t n, int64_t d, int64_t stride, float scale, const float *centre,
+                 bf16 *centred, float *normalised) {
     float factor = 1 / scale;
 #pragma omp parallel for schedule(static)
     for (int64_t i = 0; i < n; i++) {
@@ -245,7 +246,8 @@ void centre_rows(const void *x, int64_t is_bf16, int64_t n, int64_t d, float sca
             for (int64_t c = 0; c < d; c++) row[c] = ((const float *)x)[i * d + c] * factor;
         if (normalised) memcpy(normalised + i * d, row, d * sizeof(float));
         if (centred)
-            for (int64_t c = 0; c < d; c++) centred[i * d + c] = narrow(row[c] - centre[c]);
+            for (int64_t c = 0; c < stride; c++)
+                centred[i * stride + c] = narrow(c < d ? row[c] - centre[c] : c < d + 2 ? 1 : 0);
     }
 }
 
@@ -345,7 +347,7 @@ static void adam_row(float *restrict w, float *restrict m, float *restrict v, co
 
 /* out[j] = bf16(sum over latent j's entries of factors * other[row]), a block of columns at a time: with many rows, a block
    stays in a core's cache where whole rows would not. */
-void gather_gradients(int64_t width, int64_t d, int64_t block, const int64_t *column_starts, const int32_t *rows,
+void gather_gradients(int64_t width, int64_t d, int64_t stride, int64_t block, const int64_t *column_starts, const int32_t *rows,
                       const int32_t *order, const float *factors, const bf16 *other, bf16 *out) {
     int64_t n_blocks = (d + block - 1) / block;
 #pragma omp parallel
@@ -356,7 +358,7 @@ void gather_gradients(int64_t width, int64_t d, int64_t block, const int64_t *co
             for (int64_t j = 0; j < width; j++) {
                 int64_t at = b * block, n = at + block < d ? block : d - at, first = column_starts[j];
                 memset(g, 0, n * sizeof(float));
-                add_rows(g, n, d, column_starts[j + 1] - first, rows + first, order + first, factors, other + at);
+                add_rows(g, n, stride, column_starts[j + 1] - first, rows + first, order + first, factors, other + at);
                 for (int64_t c = 0; c < n; c++) out[j * d + at + c] = narrow(g[c]);
             }
         free(g);
@@ -415,7 +417,8 @@ void mask_columns(int64_t n, int64_t width, const bf16 *z, bf16 *d_z, const floa
 
 /* One pass over a weight matrix: the gradient along the row removed (unit_norm) or a pull towards shorter rows added, Adam, the
    rows back to norm 1, the bfloat16 copy. `weighted` gets sum_j coefficients[j] * w[j] of the rows as they were. */
-void update_rows(int64_t width, int64_t d, const bf16 *gradient, float *w, float *m, float *v, bf16 *copy, const adam_t *a,
+void update_rows(int64_t width, int64_t d, int64_t stride, const bf16 *gradient, float *w, float *m, float *v, bf16 *copy,
+                 const adam_t *a,
                  int64_t unit_norm, const float *pull, const float *coefficients, float *weighted) {
     enum { PARTS = 64 }; /* a fixed number, so that sums do not depend on the number of threads */
     float *parts = weighted ? calloc(PARTS * d, sizeof(float)) : 0;
@@ -437,7 +440,7 @@ void update_rows(int64_t width, int64_t d, const bf16 *gradient, float *w, float
                 float shrink = unit_norm ? 1 / sqrtf(dot(row, row, d)) : 1;
                 for (int64_t c = 0; c < d; c++) {
                     row[c] *= shrink;
-                    copy[j * d + c] = narrow(row[c]);
+                    copy[j * stride + c] = narrow(row[c]);
                 }
             }
         free(g);

@@ -35,9 +35,12 @@ __all__ = [
     "available",
     "batch_bound",
     "centre",
+    "copy_bias",
     "decode",
+    "encoder_copy",
     "gradient_rows",
     "mask_columns",
+    "padded",
     "residual",
     "select_at_least",
     "select_topk",
@@ -141,16 +144,39 @@ def select_at_least(
     return Active(starts, latents, values)
 
 
+def padded(d: int) -> int:
+    """Columns of the encoder's operands: d, two for the halves of the bias, up to the next multiple of 32."""
+    return (d + 2 + 31) // 32 * 32
+
+
 def centre(
     x: Float[Tensor, "n d"], scale: float, centre: Float32[Tensor, " d"] | None, space: Workspace
-) -> tuple[BFloat16[Tensor, "n d"] | None, Float32[Tensor, "n d"]]:
-    """x / scale - centre in bfloat16 (None without centre), and x / scale; x in bfloat16 or float32."""
+) -> tuple[BFloat16[Tensor, "n padded"] | None, Float32[Tensor, "n d"]]:
+    """x / scale - centre in bfloat16 with columns 1, 1, 0, ... behind (None without centre), and x / scale."""
     x = x.contiguous() if x.dtype in (torch.bfloat16, torch.float32) else x.float().contiguous()
-    centred = None if centre is None else space.take("centred", *x.shape, dtype=torch.bfloat16)
-    normalised = space.take("normalised input" if centred is not None else "normalised target", *x.shape)
+    n, d = x.shape
+    centred = None if centre is None else space.take("centred", n, padded(d), dtype=torch.bfloat16)
+    normalised = space.take("normalised input" if centred is not None else "normalised target", n, d)
     is_bf16 = int(x.dtype == torch.bfloat16)
-    _call("centre_rows", x, is_bf16, *x.shape, ctypes.c_float(scale), centre, centred, normalised)
+    _call("centre_rows", x, is_bf16, n, d, padded(d), ctypes.c_float(scale), centre, centred, normalised)
     return centred, normalised
+
+
+def encoder_copy(W_enc: Float32[Tensor, "F d"], bias: Float32[Tensor, " F"]) -> BFloat16[Tensor, "F padded"]:
+    """The encoder's operand anew: weights, then what `copy_bias` writes, then zeros."""
+    copy = torch.zeros(len(W_enc), padded(W_enc.shape[1]), dtype=torch.bfloat16)
+    copy[:, : W_enc.shape[1]] = W_enc
+    copy_bias(copy, bias, W_enc.shape[1])
+    return copy
+
+
+def copy_bias(copy: BFloat16[Tensor, "F padded"], bias: Float32[Tensor, " F"], d: int) -> None:
+    """The bias beside the weights, as two bfloat16 numbers whose sum has twice their precision.
+
+    As part of the product it is free; a product onto a broadcast bias writes and reads the pre-activations once more.
+    """
+    copy[:, d] = bias
+    copy[:, d + 1] = bias - copy[:, d].float()
 
 
 def decode(
@@ -166,7 +192,7 @@ def decode(
     """Error of the sparse reconstruction, its gradients; `penalty` is added to the gradient of every positive value."""
     n, d = target.shape
     out = _decoded(target, space, len(active.values), with_error)
-    block = _block(W_dec)
+    block = _block(W_dec, d)
     _call(
         "decode_rows", n, d, block, *active, W_dec, b_dec, target, _factor(target), penalty, out.d_x_hat, out.d_values,
         out.error, out.squares,
@@ -192,11 +218,13 @@ def transpose(active: Active, width: int, space: Workspace) -> Columns:
 
 
 def gradient_rows(
-    columns: Columns, entries: Float32[Tensor, " entries"], other: BFloat16[Tensor, "n d"], out: BFloat16[Tensor, "F d"]
+    columns: Columns,
+    entries: Float32[Tensor, " entries"],
+    other: BFloat16[Tensor, "n d_or_padded"],
+    out: BFloat16[Tensor, "F d"],
 ) -> BFloat16[Tensor, "F d"]:
-    """For each latent the sum over its entries of entry * other[row]: d_z^T x, or z^T d_x_hat."""
-    width, d = len(columns.starts) - 1, other.shape[1]
-    _call("gather_gradients", width, d, _block(other), *columns, entries, other, out)
+    """For each latent the sum over its entries of entry * other[row], into `out`: d_z^T x, or z^T d_x_hat."""
+    _call("gather_gradients", *out.shape, other.shape[1], _block(other, out.shape[1]), *columns, entries, other, out)
     return out
 
 
@@ -220,7 +248,7 @@ def update_rows(
     gradient: BFloat16[Tensor, "F d"],
     weight: Float32[Tensor, "F d"],
     moments: tuple[Float32[Tensor, "F d"], Float32[Tensor, "F d"]],
-    copy: BFloat16[Tensor, "F d"],
+    copy: BFloat16[Tensor, "F d_or_padded"],
     adam: AdamStep,
     *,
     unit_norm: bool = False,
@@ -235,7 +263,8 @@ def update_rows(
     weighted = None if coefficients is None else torch.empty(weight.shape[1])
     step = _adam(adam)
     _call(
-        "update_rows", *weight.shape, gradient, weight, *moments, copy, step, int(unit_norm), pull, coefficients, weighted
+        "update_rows", *weight.shape, copy.shape[1], gradient, weight, *moments, copy, step, int(unit_norm), pull,
+        coefficients, weighted,
     )  # fmt: skip
     return weighted
 
@@ -263,10 +292,9 @@ def _decoded(target: Tensor, space: Workspace, n_entries: int | None, with_error
     )
 
 
-def _block(gathered: Tensor) -> int:
-    """Columns whose share of the matrix that rows are gathered from stays in cache; all of them when none worth it does."""
-    n, d = gathered.shape
-    columns = _BLOCK_BYTES // (2 * n) // 32 * 32
+def _block(gathered: Tensor, d: int) -> int:
+    """Columns whose share of the matrix that rows are gathered from stays in cache; all d when that is hopeless."""
+    columns = _BLOCK_BYTES // (2 * len(gathered)) // 32 * 32
     return d if columns >= d or columns < 64 else columns
 
 
