@@ -43,8 +43,6 @@ from sparsight.lm import LanguageModel, TextConfig, TokenBatch
 from sparsight.lm.compiled import compile_blocks
 from sparsight.lm.geometry import geometry_of
 from sparsight.sae import SAEConfig, SAETrainer, founding_config
-from sparsight.sae.dense import DenseStep
-from sparsight.sae.graphed import GraphedStep
 
 RECORD = Path(__file__).parent / "records" / "reference_job.json"
 JOB_TOKENS = 50_000_000
@@ -178,29 +176,21 @@ def training_flops(cfg: SAEConfig, d: int) -> float:
 
 
 def autograd_step(cfg: SAEConfig, x: Tensor, sizes: Sizes, total_steps: int) -> Step:
-    """`SAETrainer`'s step: by autograd on CUDA."""
-    trainer = SAETrainer(cfg, x.shape[1], x.shape[1], total_steps=total_steps, batch_tokens=len(x), device=sizes.device)
-    trainer.initialize(x)
-    return trainer.step
+    """`SAETrainer`'s step by autograd."""
+    return trainer_step(cfg, x, sizes, total_steps, form="autograd")
 
 
 def closed_form_step(cfg: SAEConfig, x: Tensor, sizes: Sizes, total_steps: int) -> Step:
     """The same SAE's step in closed form, on CUDA by the GPU kernels and as a graph."""
-    trainer = SAETrainer(cfg, x.shape[1], x.shape[1], total_steps=total_steps, batch_tokens=len(x))
-    trainer.initialize(x.cpu())
-    state = {name: tensor.to(sizes.device) for name, tensor in trainer.state_dict().items()}
-    for name in state:
-        if "W_enc" in name:
-            state[name] = state[name].T.contiguous().T
-    weights = {name: state[f"weights.{name}"] for name in trainer.weights}
-    moments = {name: {key: state[f"adam.{name}.{key}"] for key in ("exp_avg", "exp_avg_sq")} for name in weights}
-    mine = {name.removeprefix("measured."): tensor for name, tensor in state.items() if name.startswith("measured.")}
-    options = {}
-    if sizes.device == "cuda":
-        from sparsight.sae.kernels import gpu
+    return trainer_step(cfg, x, sizes, total_steps, form="dense")
 
-        options["ops"] = gpu
-    return GraphedStep(DenseStep(cfg, weights, moments, mine, total_steps=total_steps, **options)).step
+
+def trainer_step(cfg: SAEConfig, x: Tensor, sizes: Sizes, total_steps: int, *, form: str) -> Step:
+    """The step, begun on `x`."""
+    options = {"total_steps": total_steps, "batch_tokens": len(x), "device": sizes.device, "form": form}
+    trainer = SAETrainer(cfg, x.shape[1], x.shape[1], **options)
+    trainer.initialize(x)
+    return trainer.step
 
 
 def host_waits(step: Step, batches: Iterator[Tensor], n_steps: int, sizes: Sizes) -> float | None:

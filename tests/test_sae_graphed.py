@@ -32,12 +32,6 @@ CASES = {
 }
 
 
-@pytest.fixture(autouse=True)
-def _trained_by_autograd(monkeypatch):
-    """The trainer is the definition here, not the CPU's own closed form."""
-    monkeypatch.setattr("sparsight.sae.trainer.fuses", lambda cfg, device: False)
-
-
 def config(case, **changes):
     given = {"id": "a", "n_latents": F, "k": 4, "lr": 3e-3, "warmup_steps": 5, "precision": "float32", "k_aux": 6}
     return SAEConfig(**(given | {"dead_after_tokens": 3 * 96} | CASES[case] | changes))
@@ -49,9 +43,9 @@ def batches(cfg, n=STEPS, rows=96):
     return [(x, 0.1 * x @ mix - 2) if cfg.is_transcoder else (x, None) for x in raw]
 
 
-def autograd_trainer(cfg, data, steps=STEPS):
+def begun_trainer(cfg, data, steps=STEPS, form="autograd"):
     d_out = 5 if cfg.is_transcoder else D
-    trainer = SAETrainer(cfg, D, d_out, total_steps=steps, batch_tokens=len(data[0][0]))
+    trainer = SAETrainer(cfg, D, d_out, total_steps=steps, batch_tokens=len(data[0][0]), form=form)
     with torch.no_grad():
         trainer.weights["W_enc"][:, :9] *= 0.05  # these die, active but never among the largest, for AuxK to revive
     trainer.initialize(*data[0])
@@ -87,7 +81,7 @@ def check_equal(trainer, weights, moments, measured, tolerance):
 def test_twenty_steps_are_those_of_autograd(case):
     cfg = config(case)
     data = batches(cfg)
-    trainer = autograd_trainer(cfg, data)
+    trainer = begun_trainer(cfg, data)
     step, *state = closed_form(trainer, aux_capacity=F)
     for x, target in data:
         expected, got = trainer.step(x, target), step.step(x, target)
@@ -106,7 +100,7 @@ def test_twenty_steps_are_those_of_autograd(case):
 def test_bfloat16_training_ends_where_autograds_does(case):
     cfg = config(case, precision="bfloat16", warmup_steps=2, decay_fraction=0.0)
     data = batches(cfg)
-    trainer = autograd_trainer(cfg, data)
+    trainer = begun_trainer(cfg, data)
     step, *_ = closed_form(trainer, aux_capacity=F)
     for x, target in data:
         expected, got = trainer.step(x, target), step.step(x.bfloat16(), target)
@@ -119,7 +113,7 @@ def test_steps_by_the_kernels_are_those_of_plain_torch(case):
     steps = 20 if case.startswith("relu") else 4  # the interpreter takes 50 ms to select a row
     cfg = config(case, n_latents=20, auxk_coefficient=0.5, dead_after_tokens=14, k=3)
     data = batches(cfg, steps, rows=7)
-    trainer = autograd_trainer(cfg, data, steps)
+    trainer = begun_trainer(cfg, data, steps)
     plain, *_ = closed_form(trainer, aux_capacity=12)
     kernels, *state = closed_form(trainer, aux_capacity=12, ops=gpu)
     for x, _ in data:
@@ -139,7 +133,7 @@ def test_a_trace_of_one_step_repeated_is_the_step_repeated(case, precision):
     """Tracing fails on whatever waits for a value; replaying it shows that none was taken as a constant."""
     cfg = config(case, precision=precision, n_latents=40, sparsity_warmup_fraction=0.5)
     data = batches(cfg)
-    trainer = autograd_trainer(cfg, data)
+    trainer = begun_trainer(cfg, data)
     stepping, *expected_state = closed_form(trainer)
     traced, *state = closed_form(trainer)
     traced.step(*data[0])
@@ -161,7 +155,7 @@ def test_a_trace_of_one_step_repeated_is_the_step_repeated(case, precision):
 def test_every_dead_latent_gets_its_turn_when_there_are_more_than_the_capacity():
     cfg = config("topk", dead_after_tokens=1, auxk_coefficient=1.0)
     data = batches(cfg)
-    trainer = autograd_trainer(cfg, data)
+    trainer = begun_trainer(cfg, data)
     step, _, moments, measured = closed_form(trainer, aux_capacity=7)
     with torch.no_grad():
         step.dense._weights["b_enc"][:] = -100.0
@@ -185,7 +179,7 @@ def test_every_dead_latent_gets_its_turn_when_there_are_more_than_the_capacity()
 
 def test_a_living_latent_is_no_part_of_auxk():
     cfg = config("topk")
-    step, _, _, measured = closed_form(autograd_trainer(cfg, batches(cfg)), aux_capacity=10)
+    step, _, _, measured = closed_form(begun_trainer(cfg, batches(cfg)), aux_capacity=10)
     measured["tokens_since_fired"].zero_()
     pre = torch.randn(6, F)
     _, any_dead, values = step.dense._dead_columns(pre)
@@ -202,7 +196,7 @@ def test_a_living_latent_is_no_part_of_auxk():
 def test_going_on_from_copied_tensors_changes_nothing():
     cfg = config("batchtopk", precision="bfloat16")
     data = batches(cfg)
-    trainer = autograd_trainer(cfg, data)
+    trainer = begun_trainer(cfg, data)
     whole, weights, moments, measured = closed_form(trainer)
     for x, _ in data[:8]:
         whole.step(x)
@@ -221,7 +215,7 @@ def test_going_on_from_copied_tensors_changes_nothing():
 def test_weights_put_back_in_place_are_taken_up_by_reload():
     cfg = config("relu-decoder-norm", precision="bfloat16")
     data = batches(cfg)
-    step, *state = closed_form(autograd_trainer(cfg, data))
+    step, *state = closed_form(begun_trainer(cfg, data))
     tensors = [*state[0].values(), *(each for pair in state[1].values() for each in pair.values()), *state[2].values()]
     before = [tensor.clone() for tensor in tensors]
     first = [step.step(x)["loss"] for x, _ in data[:5]]
@@ -234,7 +228,7 @@ def test_weights_put_back_in_place_are_taken_up_by_reload():
 def test_what_does_not_fit_is_refused():
     cfg = config("topk")
     data = batches(cfg)
-    trainer = autograd_trainer(cfg, data, steps=2)
+    trainer = begun_trainer(cfg, data, steps=2)
     step, *state = closed_form(trainer)
     step.step(data[0][0])
     with pytest.raises(SAEError, match=r"a batch is \(95, 16\) of torch.float32; all must be \(96, 16\)"):

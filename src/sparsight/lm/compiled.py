@@ -6,7 +6,8 @@ are set on its parts later, so a block runs as written whenever a part of it has
 
 Nothing fails or slows down silently. Where compilation fails or its results differ too much at the hook points, all
 blocks run as written, a warning says why, and the record that goes into the provenance holds it.
-Trade-off: the first passes compile, half a minute to minutes; on a CPU nothing is gained, so there it is off.
+Trade-off: the first passes compile, half a minute to minutes. On a CPU nothing is gained, and on a GPU it has not run
+yet, so only `model.compile = "layers"` asks for it.
 """
 
 import logging

@@ -37,8 +37,8 @@ class ModelConfig:
     """sdpa, eager or flash_attention_2."""
 
     compile: str = "auto"
-    """Of decoder blocks, for reading activations: layers (torch.compile, checked against the plain blocks), off, or auto
-    (layers on CUDA, off on a CPU, where it gains nothing)."""
+    """Of decoder blocks, for reading activations: layers (torch.compile, checked against the plain blocks), off, or auto,
+    which is off everywhere for now: compiled blocks have not run on a GPU yet, and on a CPU they gain nothing."""
 
     def __post_init__(self) -> None:
         if not self.id:

@@ -91,7 +91,7 @@ class LanguageModel:
         model = cls(loaded.module, loaded.tokenizer, config, loaded.provenance)
         model.provenance["fused"] = fuse(loaded.module, lambda: model._forward(model._check_ids()))
         model.self_check(hook_points or [])
-        if hook_points and (config.compile == "layers" or (config.compile == "auto" and model.device.type == "cuda")):
+        if hook_points and config.compile == "layers":
             tolerance, check = _LEAK_TOLERANCE[model.dtype], partial(model._read, model._check_ids(), hook_points)
             model.provenance["compile"] = compile_blocks(loaded.module, check, largest_difference=tolerance)
         return model

@@ -4,13 +4,14 @@
     g = 2 e / (n d_out);  dz = [z > 0] (g W_dec^T + l1);  dW_dec = z^T g + l1 pull;  dW_enc = (x - centre)^T dz
     db_enc = sum(dz);  db_dec = sum(g) - W_enc db_enc, the second part for autoencoders, whose centre is b_dec
 
-Then Adam, with the decoder's rows kept at norm 1 (both as in `SAETrainer`, which computes the same by autograd). Five
+Then Adam, with the decoder's rows kept at norm 1 (both as in `autograd`, which is the definition). Five
 products of n x F x d; all else is one pass over what it touches (`kernels`). Learning rate, step number and weights of
 penalties are looked up in device memory, so the same call can be repeated by a CUDA graph (`graphed`).
 
 AuxK looks at `aux_capacity` columns instead of all: the dead latents from a place that moves on every step, so that
 each gets its turn when there are more. Up to the capacity it is exactly AuxK; it costs capacity / F of a full one.
 
+Not yet run on a GPU, for which it is meant; the tests run it on a CPU.
 Trade-offs: W_enc lies transposed in memory (a row per latent), and bfloat16 copies of both matrices are kept beside the
 float32 ones, 2 bytes more per weight instead of a conversion each step.
 """
@@ -83,8 +84,7 @@ class DenseStep:
         self._measured = measured
         W_dec = self._weights["W_dec"]
         self.device = W_dec.device
-        least = 2 * cfg.aux_latents(self._weights["W_enc"].shape[1])
-        self.aux_capacity = min(cfg.n_latents, aux_capacity or max(least, cfg.n_latents // 8))
+        self.aux_capacity = min(cfg.n_latents, aux_capacity or self.aux_columns(cfg, self._weights["W_enc"].shape[1]))
         self._table = schedule_table(cfg, total_steps).to(self.device)
         self._step = torch.zeros(1, dtype=torch.int64, device=self.device)
         self._norms = torch.empty(cfg.n_latents, device=self.device)
@@ -99,6 +99,11 @@ class DenseStep:
     def supports(cfg: SAEConfig) -> bool:
         """Whether this step can train `cfg`."""
         return cfg.architecture in _ARCHITECTURES
+
+    @staticmethod
+    def aux_columns(cfg: SAEConfig, d_in: int) -> int:
+        """Columns that AuxK looks at where nothing else is asked for."""
+        return min(cfg.n_latents, max(2 * cfg.aux_latents(d_in), cfg.n_latents // 8))
 
     @torch.no_grad()
     def reload(self, steps_done: int) -> None:

@@ -6,6 +6,7 @@ are copied into buffers made with the first, metrics are handed out as copies. O
 
 Capturing tolerates other threads that use the device meanwhile, as a live stream's reader does. Several SAEs may share
 a memory pool, since a graph leaves nothing in it that is needed after its replay.
+Not yet run on a GPU: there is none of its speed to report; tests run the step plainly, and a trace of it repeated.
 Trade-off: batches must all have one size, and each graph keeps the step's temporary buffers from being used for
 anything else between steps.
 """
@@ -41,12 +42,11 @@ class GraphedStep:
         self.steps_done = steps_done
 
     def step(
-        self, x: Float[Tensor, "n d_in"], target: Float[Tensor, "n d_out"] | None = None
+        self, x: Float[Tensor, "n d_in"], target: Float[Tensor, "n d_out"] | None = None, *, with_metrics: bool = True
     ) -> dict[str, Float[Tensor, ""]]:
-        """One step on raw activations, on any device and of any float type; `target` for transcoders only.
+        """See `TrainingStep`; metrics are copies, and computed also where they are not asked for.
 
-        Returns the metrics of `SAETrainer.step`, copies on the device. Waits for nothing. Raises SAEError when a batch
-        differs in shape or type from the first, or when all planned steps are done.
+        Raises SAEError when a batch differs in shape or type from the first, or when all planned steps are done.
         """
         if self.steps_done >= self.dense.total_steps:
             raise SAEError(f"SAE {self.dense.cfg.id}: all {self.dense.total_steps} planned steps are done.")
@@ -58,14 +58,19 @@ class GraphedStep:
             graph = self._graph or self._capture(inputs)
             graph.replay()
         self.steps_done += 1
+        if not with_metrics:
+            return {}
         return dict(zip(self.dense.metric_names, self.dense.metrics.clone().unbind(), strict=True))
 
     def _buffered(self, x: Tensor, target: Tensor | None) -> tuple[Tensor, Tensor]:
         """The batch, in the buffers that the graph reads."""
         if self._inputs is None:
-            own = torch.empty_like(x, device=self.dense.device, memory_format=torch.contiguous_format)
-            other = own if target is None else torch.empty_like(target, device=self.dense.device)
-            self._inputs = own, other
+            own, other = (
+                None if given is None else torch.empty(given.shape, dtype=given.dtype, device=self.dense.device)
+                for given in (x, target)
+            )
+            assert own is not None
+            self._inputs = own, own if other is None else other
         for given, buffer in zip((x, target), self._inputs, strict=True):
             if given is None:
                 continue

@@ -20,10 +20,17 @@ lr / (1 - beta1^t) and 1 / sqrt(1 - beta2^t)."""
 # statistic of n*k values is hardly noisy, and a longer memory lags in short runs (0.01 left 2.9 of 4 latents active)
 _THRESHOLD_MOMENTUM = 0.05
 
+# of all steps: a run shorter than its warm-up would never reach the rate that was asked for
+_LONGEST_WARMUP = 1 / 5
+
 
 def lr_factor(cfg: SAEConfig, steps_done: int, total_steps: int) -> float:
-    """Of the peak learning rate: rises linearly over warmup_steps, stays, falls to 0 over the last decay_fraction."""
-    rising = (steps_done + 1) / cfg.warmup_steps if cfg.warmup_steps else 1.0
+    """Of the peak learning rate: rises linearly over warmup_steps, stays, falls to 0 over the last decay_fraction.
+
+    The rise takes at most a fifth of all steps.
+    """
+    warmup_steps = min(cfg.warmup_steps, _LONGEST_WARMUP * total_steps)
+    rising = (steps_done + 1) / warmup_steps if warmup_steps else 1.0
     decay_steps = cfg.decay_fraction * total_steps
     falling = (total_steps - steps_done) / decay_steps if decay_steps else 1.0
     return max(0.0, min(1.0, rising, falling))
