@@ -25,7 +25,7 @@ def dense(active: Active, width: int) -> torch.Tensor:
     n = len(active.starts) - 1
     out = torch.zeros(n, width)
     rows = torch.repeat_interleave(torch.arange(n), active.starts.diff())
-    out.index_put_((rows, active.latents.long()), active.values, accumulate=True)
+    out.index_put_((rows, active.latents.long()), active.values.float(), accumulate=True)
     return out
 
 
@@ -111,25 +111,23 @@ def test_the_bias_is_part_of_the_product() -> None:
 
 
 @pytest.mark.parametrize("d", [1, 40, 192, 300, 576])
-@pytest.mark.parametrize("blocked", [False, True])
-def test_decode_gives_error_and_gradients(d: int, blocked: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_decode_gives_error_and_gradients(d: int) -> None:
     n, width = 130, 90
-    if blocked:
-        monkeypatch.setattr(cpu, "_block", lambda matrix, d: 64)
     active = cpu.select_topk(matrix(n, width), 7, SPACE)
     W_dec, b_dec, target, penalty = matrix(width, d, seed=1), torch.randn(d), torch.randn(n, d), torch.rand(width)
     out = cpu.decode(active, W_dec, b_dec, target, SPACE, penalty=penalty, with_error=True)
     z = dense(active, width)
     error = z.double() @ W_dec.double() + b_dec - target
     d_x_hat = 2 * error / error.numel()
-    d_z = d_x_hat @ W_dec.double().T + penalty
+    d_z = d_x_hat.bfloat16().double() @ W_dec.double().T + penalty  # rounded first, as for a dense product
     rows = torch.arange(n).repeat_interleave(7)
     expected = d_z[rows, active.latents.long()] * (active.values > 0)
     assert out.error is not None
     assert out.d_values is not None
     torch.testing.assert_close(out.error.double(), error, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(out.d_x_hat.double(), d_x_hat, rtol=2**-8, atol=1e-9)
-    torch.testing.assert_close(out.d_values.double(), expected, rtol=1e-4, atol=1e-7)
+    torch.testing.assert_close(out.d_values.double(), expected, rtol=1e-3, atol=1e-6)
+    torch.testing.assert_close(out.d_bias.double(), d_x_hat.sum(0), rtol=1e-4, atol=1e-6)
     torch.testing.assert_close(out.squares, error.square().sum(1), rtol=1e-5, atol=1e-6)
     from_product = cpu.residual((z @ W_dec.float()).bfloat16(), b_dec, target, SPACE)
     torch.testing.assert_close(from_product.squares.sum(), error.square().sum(), rtol=0.01, atol=0.0)
@@ -141,17 +139,18 @@ def test_gradient_rows_are_the_product_with_the_transposed_selection(
     d: int, blocked: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if blocked:
-        monkeypatch.setattr(cpu, "_block", lambda matrix, d: 64)
+        monkeypatch.setattr(cpu, "_CACHED_BYTES", 0)
     active = cpu.select_at_least(matrix(50, 70), 1.0, SPACE)
     assert active is not None
     columns = cpu.transpose(active, 70, SPACE)
     z = dense(active, 70)
     assert torch.equal(columns.starts.diff(), torch.count_nonzero(z, dim=0))
-    torch.testing.assert_close(cpu.sum_columns(columns, active.values), z.sum(0))
+    values, sums = cpu.sort_entries(columns, active.values, "values", SPACE)
+    torch.testing.assert_close(sums, z.sum(0))
     other = matrix(50, d, seed=3)
     expected = z.double().T @ other.double()
     torch.testing.assert_close(
-        cpu.gradient_rows(columns, active.values, other, torch.empty(70, d).bfloat16()).double(),
+        cpu.gradient_rows(columns, values, other, torch.empty(70, d).bfloat16()).double(),
         expected,
         rtol=2**-8,
         atol=1e-5,

@@ -50,11 +50,11 @@ def native_library(source: Path) -> ctypes.CDLL | None:
     try:
         return _load(source)
     except (OSError, subprocess.SubprocessError) as error:
-        detail = getattr(error, "stderr", None) or str(error)
+        lines = (getattr(error, "stderr", None) or str(error) or type(error).__name__).strip().splitlines()
         _log.warning(
             "%s could not be compiled (%s); its torch form is used, several times slower. Install gcc.",
             source.name,
-            detail.strip().splitlines()[0] if detail.strip() else type(error).__name__,
+            next((line for line in lines if "error" in line), lines[0]),
         )
         return None
 

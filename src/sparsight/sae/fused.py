@@ -131,11 +131,13 @@ class FusedStep(HostStep):
         )
         assert decoded.d_values is not None
         columns = cpu.transpose(active, self.cfg.n_latents, self._space)
+        d_values, d_bias = cpu.sort_entries(columns, decoded.d_values, "gradients", self._space)
+        values, sums = cpu.sort_entries(columns, active.values, "values", self._space)
         return _Slopes(
-            W_enc=cpu.gradient_rows(columns, decoded.d_values, centred, self._gradient("W_enc")),
-            W_dec=cpu.gradient_rows(columns, active.values, decoded.d_x_hat, self._gradient("W_dec")),
-            b_enc=cpu.sum_columns(columns, decoded.d_values),
-            latent_sums=cpu.sum_columns(columns, active.values),
+            W_enc=cpu.gradient_rows(columns, d_values, centred, self._gradient("W_enc")),
+            W_dec=cpu.gradient_rows(columns, values, decoded.d_x_hat, self._gradient("W_dec")),
+            b_enc=d_bias,
+            latent_sums=sums,
             n_active=torch.count_nonzero(active.values).float(),
             decoded=decoded,
         )
@@ -188,7 +190,7 @@ class FusedStep(HostStep):
         )
         cpu.update_vector(slopes.b_enc, b_enc, self._both("b_enc"), adam)
         cpu.copy_bias(self._copies["W_enc"], b_enc, self._W_enc.shape[1])
-        d_b_dec = slopes.decoded.d_x_hat.sum(0, dtype=torch.float32)
+        d_b_dec = slopes.decoded.d_bias
         cpu.update_vector(d_b_dec if W_enc_b is None else d_b_dec - W_enc_b, b_dec, self._both("b_dec"), adam)
 
     def _losses(

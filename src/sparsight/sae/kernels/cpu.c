@@ -2,7 +2,7 @@
 
    Types: bfloat16 is uint16_t, read by a shift and written with rounding to nearest even; sums are float32, the
    squared error over a batch float64. Matrices are contiguous rows. A selection is in compressed rows: the active
-   latents of row i are entries starts[i] .. starts[i + 1] of `latents` and `values`, in rising order.
+   latents of row i are entries starts[i] .. starts[i + 1] of `latents` and (bfloat16) `values`, in rising order.
 
    Every result is independent of the number of threads. Positive bfloat16 values have the order of their bits as
    integers, and negative ones are negative integers: selections compare integers. Loops are written so that gcc's
@@ -35,6 +35,8 @@ typedef float floats __attribute__((vector_size(4 * LANES), aligned(4)));
 typedef uint32_t words __attribute__((vector_size(4 * LANES)));
 typedef bf16 halves __attribute__((vector_size(2 * LANES), aligned(2)));
 
+typedef int16_t shorts __attribute__((vector_size(64), aligned(2)));
+
 static inline floats wide_at(const bf16 *row) {
 #ifdef __AVX512F__
     return (floats)_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)row)), 16);
@@ -42,6 +44,10 @@ static inline floats wide_at(const bf16 *row) {
     return (floats)(__builtin_convertvector(*(const halves *)row, words) << 16);
 #endif
 }
+
+#ifdef __AVX512BF16__
+static inline __m512bh pairs_at(const bf16 *row) { return (__m512bh)_mm512_loadu_si512(row); }
+#endif
 
 static inline float total(floats x) {
 #ifdef __AVX512F__
@@ -53,14 +59,17 @@ static inline float total(floats x) {
 #endif
 }
 
-static inline float dot_wide(const float *restrict a, const bf16 *restrict b, int64_t d) {
-    floats sums[4] = {0};
+static inline float dot_half(const bf16 *restrict a, const bf16 *restrict b, int64_t d) {
     int64_t c = 0;
-    for (; c + 4 * LANES <= d; c += 4 * LANES)
-        for (int s = 0; s < 4; s++) sums[s] += *(const floats *)(a + c + s * LANES) * wide_at(b + c + s * LANES);
-    for (; c + LANES <= d; c += LANES) sums[0] += *(const floats *)(a + c) * wide_at(b + c);
-    float sum = total((sums[0] + sums[1]) + (sums[2] + sums[3]));
-    for (; c < d; c++) sum += a[c] * wide(b[c]);
+    floats sums[2] = {0};
+#ifdef __AVX512BF16__
+    for (; c + 64 <= d; c += 64)
+        for (int s = 0; s < 2; s++)
+            sums[s] = (floats)_mm512_dpbf16_ps((__m512)sums[s], pairs_at(a + c + 32 * s), pairs_at(b + c + 32 * s));
+#endif
+    for (; c + LANES <= d; c += LANES) sums[0] += wide_at(a + c) * wide_at(b + c);
+    float sum = total(sums[0] + sums[1]);
+    for (; c < d; c++) sum += wide(a[c]) * wide(b[c]);
     return sum;
 }
 
@@ -73,27 +82,60 @@ static inline float dot(const float *restrict a, const float *restrict b, int64_
     return sum;
 }
 
-/* out[c] += sum over p of factors[which[p]] * matrix[rows[p]][c]; `which` none: factors[p]. Sums stay in registers. */
-#define ADD_BLOCK(N)                                                                                   \
-    for (; c + (N) * LANES <= d; c += (N) * LANES) {                                                   \
-        floats sums[N];                                                                                \
-        for (int s = 0; s < (N); s++) sums[s] = *(const floats *)(out + c + s * LANES);                \
-        for (int64_t p = 0; p < n; p++) {                                                              \
-            const bf16 *row = matrix + (int64_t)rows[p] * stride + c;                                     \
-            float factor = factors[which ? which[p] : p];                                              \
-            for (int s = 0; s < (N); s++) sums[s] += factor * wide_at(row + s * LANES);                \
-        }                                                                                              \
-        for (int s = 0; s < (N); s++) *(floats *)(out + c + s * LANES) = sums[s];                      \
+/* out[c] += sum over p of factors[p] * matrix[rows[p]][c]. Sums stay in registers. */
+#define ADD_BLOCK(N)                                                                                                \
+    for (; c + (N) * LANES <= d; c += (N) * LANES) {                                                                \
+        floats sums[N];                                                                                             \
+        for (int s = 0; s < (N); s++) sums[s] = *(const floats *)(out + c + s * LANES);                             \
+        for (int64_t p = 0; p < n; p++) {                                                                           \
+            const bf16 *row = matrix + (int64_t)rows[p] * stride + c;                                               \
+            float factor = wide(factors[p]);                                                                        \
+            for (int s = 0; s < (N); s++) sums[s] += factor * wide_at(row + s * LANES);                             \
+        }                                                                                                           \
+        for (int s = 0; s < (N); s++) *(floats *)(out + c + s * LANES) = sums[s];                                   \
     }
 
-static inline void add_rows(float *restrict out, int64_t d, int64_t stride, int64_t n, const int32_t *rows, const int32_t *which,
-                            const float *factors, const bf16 *matrix) {
+#ifdef __AVX512BF16__
+/* The same for N * 32 columns, two entries at a time: words of two rows interleaved are the pairs that one instruction multiplies
+   by two factors and adds. Interleaving leaves columns in two halves of each 128 bits, undone at the end. */
+#define ADD_PAIRS(N)                                                                                                \
+    for (; c + 32 * (N) <= d; c += 32 * (N)) {                                                                      \
+        __m512 low[N], high[N];                                                                                     \
+        for (int s = 0; s < (N); s++) low[s] = high[s] = _mm512_setzero_ps();                                       \
+        for (int64_t p = 0; p < n; p += 2) {                                                                        \
+            int64_t q = p + 1 < n ? p + 1 : p;                                                                      \
+            const bf16 *first = matrix + (int64_t)rows[p] * stride + c, *second = matrix + (int64_t)rows[q] * stride + c;\
+            uint32_t two = factors[p];                                                                              \
+            if (q > p) memcpy(&two, factors + p, 4);                                                                \
+            __m512bh both = (__m512bh)_mm512_set1_epi32((int)two);                                                  \
+            for (int s = 0; s < (N); s++) {                                                                         \
+                __m512i a = _mm512_loadu_si512(first + 32 * s), b = _mm512_loadu_si512(second + 32 * s);            \
+                low[s] = _mm512_dpbf16_ps(low[s], (__m512bh)_mm512_unpacklo_epi16(a, b), both);                     \
+                high[s] = _mm512_dpbf16_ps(high[s], (__m512bh)_mm512_unpackhi_epi16(a, b), both);                   \
+            }                                                                                                       \
+        }                                                                                                           \
+        for (int s = 0; s < (N); s++) {                                                                             \
+            *(floats *)(out + c + 32 * s) += (floats)_mm512_permutex2var_ps(low[s], left, high[s]);                 \
+            *(floats *)(out + c + 32 * s + 16) += (floats)_mm512_permutex2var_ps(low[s], right, high[s]);           \
+        }                                                                                                           \
+    }
+#endif
+
+static inline void add_rows(float *restrict out, int64_t d, int64_t stride, int64_t n, const int32_t *rows,
+                            const bf16 *factors, const bf16 *matrix) {
     int64_t c = 0;
+#ifdef __AVX512BF16__
+    const __m512i left = _mm512_setr_epi32(0, 1, 2, 3, 16, 17, 18, 19, 4, 5, 6, 7, 20, 21, 22, 23);
+    const __m512i right = _mm512_setr_epi32(8, 9, 10, 11, 24, 25, 26, 27, 12, 13, 14, 15, 28, 29, 30, 31);
+    ADD_PAIRS(6)
+    ADD_PAIRS(2)
+    ADD_PAIRS(1)
+#else
     ADD_BLOCK(BLOCK)
-    ADD_BLOCK(4)
+#endif
     ADD_BLOCK(1)
     for (; c < d; c++)
-        for (int64_t p = 0; p < n; p++) out[c] += factors[which ? which[p] : p] * wide(matrix[(int64_t)rows[p] * stride + c]);
+        for (int64_t p = 0; p < n; p++) out[c] += wide(factors[p]) * wide(matrix[(int64_t)rows[p] * stride + c]);
 }
 
 /* Bit l set where row[l] >= bound, for the 32 values from `row`. */
@@ -111,19 +153,31 @@ static float *scratch(int64_t d) { /* whole cache lines: a vector across two is 
     return aligned_alloc(64, (d * sizeof(float) + 63) / 64 * 64);
 }
 
-/* The columns of one row whose value is at least `bound`, in rising order; returns how many. */
+/* The columns of one row whose value is at least `bound`, in rising order; returns how many. Blocks without any, the most, are
+   skipped by a bitmap of 64 blocks: a branch a block would be guessed wrongly for every fourth. */
 static int64_t gather_at_least(const int16_t *row, int64_t width, int16_t bound, int32_t *latents, int16_t *values) {
-    int64_t n = 0, block = 0;
-    for (; block + 32 <= width; block += 32)
-        for (uint32_t mask = at_least(row + block, bound); mask; mask &= mask - 1) {
-            int64_t column = block + __builtin_ctz(mask);
-            latents[n] = (int32_t)column;
-            values[n++] = row[column];
+    int64_t n = 0, at = 0;
+    while (at + 32 <= width) {
+        uint32_t masks[64];
+        uint64_t some = 0;
+        int64_t first = at;
+        for (int b = 0; b < 64 && at + 32 <= width; b++, at += 32) {
+            masks[b] = at_least(row + at, bound);
+            some |= (uint64_t)(masks[b] != 0) << b;
         }
-    for (; block < width; block++)
-        if (row[block] >= bound) {
-            latents[n] = (int32_t)block;
-            values[n++] = row[block];
+        for (; some; some &= some - 1) {
+            int b = __builtin_ctzll(some);
+            for (uint32_t mask = masks[b]; mask; mask &= mask - 1) {
+                int64_t column = first + 32 * b + __builtin_ctz(mask);
+                latents[n] = (int32_t)column;
+                values[n++] = row[column];
+            }
+        }
+    }
+    for (; at < width; at++)
+        if (row[at] >= bound) {
+            latents[n] = (int32_t)at;
+            values[n++] = row[at];
         }
     return n;
 }
@@ -145,35 +199,51 @@ static int16_t bisect(const int16_t *values, int64_t n, int64_t k) {
     return bound ? bound : 1;
 }
 
+static inline shorts larger(shorts a, shorts b) {
+#ifdef __AVX512BW__
+    return (shorts)_mm512_max_epi16((__m512i)a, (__m512i)b);
+#else
+    shorts first = a > b;
+    return (a & first) | (b & ~first);
+#endif
+}
+
 /* A lower bound of the k-th largest of a row: the k-th largest of the maxima of 4k or more interleaved groups. */
 static int16_t lower_bound(const int16_t *row, int64_t width, int64_t k, int64_t n_groups, int16_t *maxima) {
     if (n_groups * 2 > width) return 1;
-    memcpy(maxima, row, n_groups * sizeof(int16_t));
-    int64_t at = n_groups;
-    for (; at + n_groups <= width; at += n_groups)
-        for (int64_t g = 0; g < n_groups; g++) maxima[g] = maxima[g] > row[at + g] ? maxima[g] : row[at + g];
-    for (int64_t g = 0; at + g < width; g++) maxima[g] = maxima[g] > row[at + g] ? maxima[g] : row[at + g];
+    int64_t whole = width / n_groups * n_groups;
+    for (int64_t g = 0; g < n_groups; g += 32) {
+        shorts most = *(const shorts *)(row + g);
+        for (int64_t at = n_groups + g; at < whole; at += n_groups) {
+            shorts other = *(const shorts *)(row + at);
+            most = larger(most, other);
+        }
+        *(shorts *)(maxima + g) = most;
+    }
+    for (int64_t g = 0; whole + g < width; g++) maxima[g] = maxima[g] > row[whole + g] ? maxima[g] : row[whole + g];
     return bisect(maxima, n_groups, k);
 }
 
 /* Each row's k largest positive values; ties go to the lower column, missing ones are latent 0 with value 0. */
-void select_topk(const int16_t *pre, int64_t n, int64_t width, int64_t k, int32_t *latents, float *values) {
+void select_topk(const int16_t *pre, int64_t n, int64_t width, int64_t k, int32_t *latents, bf16 *values) {
     int64_t n_groups = (4 * k + 31) / 32 * 32;
     if (n_groups < 128) n_groups = 128;
 #pragma omp parallel
     {
-        int16_t *maxima = malloc(n_groups * sizeof(int16_t)), *found = malloc(width * sizeof(int16_t));
+        int16_t *maxima = malloc(n_groups * sizeof(int16_t)), *found = malloc((width + 32) * sizeof(int16_t));
         int32_t *columns = malloc(width * sizeof(int32_t));
 #pragma omp for schedule(static)
         for (int64_t i = 0; i < n; i++) {
             const int16_t *row = pre + i * width;
             int64_t m = gather_at_least(row, width, lower_bound(row, width, k, n_groups, maxima), columns, found);
-            int16_t smallest = bisect(found, m, k);
-            int64_t ties = k - (smallest < INT16_MAX ? count_at_least(found, m, smallest + 1) : 0), kept = 0;
+            int64_t filled = (m + 31) / 32 * 32; /* so that counting has no rest */
+            for (int64_t c = m; c < filled; c++) found[c] = INT16_MIN;
+            int16_t smallest = bisect(found, filled, k);
+            int64_t ties = k - (smallest < INT16_MAX ? count_at_least(found, filled, smallest + 1) : 0), kept = 0;
             for (int64_t c = 0; c < m && kept < k; c++) {
                 if (found[c] < smallest || (found[c] == smallest && ties-- <= 0)) continue;
                 latents[i * k + kept] = columns[c];
-                values[i * k + kept++] = wide((bf16)found[c]);
+                values[i * k + kept++] = (bf16)found[c];
             }
             for (; kept < k; kept++) latents[i * k + kept] = 0, values[i * k + kept] = 0;
         }
@@ -217,7 +287,7 @@ void count_rows(const int16_t *pre, int64_t n, int64_t width, int64_t bound, int
 
 /* Fills what count_rows counted. */
 void fill_rows(const int16_t *pre, int64_t n, int64_t width, int64_t bound, const int64_t *starts, int32_t *latents,
-               float *values) {
+               bf16 *values) {
 #pragma omp parallel
     {
         int16_t *found = malloc(width * sizeof(int16_t));
@@ -226,7 +296,7 @@ void fill_rows(const int16_t *pre, int64_t n, int64_t width, int64_t bound, cons
         for (int64_t i = 0; i < n; i++) {
             int64_t m = gather_at_least(pre + i * width, width, (int16_t)bound, columns, found);
             memcpy(latents + starts[i], columns, m * sizeof(int32_t));
-            for (int64_t c = 0; c < m; c++) values[starts[i] + c] = wide((bf16)found[c]);
+            memcpy(values + starts[i], found, m * sizeof(bf16));
         }
         free(found), free(columns);
     }
@@ -251,60 +321,80 @@ void centre_rows(const void *x, int64_t is_bf16, int64_t n, int64_t d, int64_t s
     }
 }
 
-/* Decode, error and gradients of the active latents. The columns are taken in blocks whose share of W_dec stays in a core's
-   own cache: otherwise each of the n k decoder rows comes from far away, and that takes longer than all arithmetic. */
-void decode_rows(int64_t n, int64_t d, int64_t block, const int64_t *starts, const int32_t *latents, const float *values,
-                 const bf16 *W_dec, const float *b_dec, const float *target, float factor, const float *penalty,
-                 bf16 *d_x_hat, float *d_values, float *error, double *squares) {
-    int64_t n_blocks = (d + block - 1) / block, n_entries = starts[n], n_chunks = (n + 127) / 128;
-    float *slopes = malloc(n_blocks * n_entries * sizeof(float)), *parts = malloc(n_blocks * n * sizeof(float));
-#pragma omp parallel
-    {
-        float *row = scratch(block);
-#pragma omp for collapse(2) schedule(static)
-        for (int64_t b = 0; b < n_blocks; b++)
-            for (int64_t chunk = 0; chunk < n_chunks; chunk++)
-                for (int64_t i = chunk * 128; i < n && i < chunk * 128 + 128; i++) {
-                    int64_t first = starts[i], m = starts[i + 1] - first, at = b * block;
-                    int64_t width = at + block < d ? block : d - at;
-                    for (int64_t c = 0; c < width; c++) row[c] = b_dec[at + c] - target[i * d + at + c];
-                    add_rows(row, width, d, m, latents + first, 0, values + first, W_dec + at);
-                    parts[b * n + i] = dot(row, row, width);
-                    if (error) memcpy(error + i * d + at, row, width * sizeof(float));
-                    for (int64_t c = 0; c < width; c++) d_x_hat[i * d + at + c] = narrow(row[c] * factor);
-                    for (int64_t e = first; e < first + m; e++)
-                        slopes[b * n_entries + e] = dot_wide(row, W_dec + (int64_t)latents[e] * d + at, width);
-                }
-        free(row);
-#pragma omp for schedule(static)
-        for (int64_t i = 0; i < n; i++) {
-            squares[i] = 0;
-            for (int64_t b = 0; b < n_blocks; b++) squares[i] += parts[b * n + i];
-            for (int64_t e = starts[i]; e < starts[i + 1]; e++) {
-                float slope = 0;
-                for (int64_t b = 0; b < n_blocks; b++) slope += slopes[b * n_entries + e];
-                d_values[e] = values[e] > 0 ? slope * factor + (penalty ? penalty[latents[e]] : 0) : 0;
-            }
-        }
-    }
-    free(slopes), free(parts);
+enum { CHUNK = 128 }; /* rows whose share of a sum over all rows is added up on its own, whoever does it */
+
+static void add_parts(int64_t n_parts, int64_t d, const float *parts, float *out) {
+    memset(out, 0, d * sizeof(float));
+    for (int64_t part = 0; part < n_parts; part++)
+        for (int64_t c = 0; c < d; c++) out[c] += parts[part * d + c];
 }
 
-/* Compressed rows to compressed columns: entry order[p] is active in latent j for column_starts[j] <= p < column_starts[j + 1]. */
+/* What a row's error gives, for `width` of its columns: its gradient, and that gradient's share in its sum over rows. */
+static double finish_row(const float *row, int64_t width, float factor, bf16 *d_x_hat, float *d_bias, float *error) {
+    for (int64_t c = 0; c < width; c++) {
+        d_x_hat[c] = narrow(row[c] * factor);
+        d_bias[c] += row[c] * factor;
+    }
+    if (error) memcpy(error, row, width * sizeof(float));
+    return dot(row, row, width);
+}
+
+/* Decode, error and gradients of the active latents, a row at a time, so that its decoder rows are fetched once. */
+void decode_rows(int64_t n, int64_t d, const int64_t *starts, const int32_t *latents, const bf16 *values,
+                 const bf16 *W_dec, const float *b_dec, const float *target, float factor, const float *penalty,
+                 bf16 *d_x_hat, float *d_bias, float *d_values, float *error, double *squares) {
+    int64_t n_chunks = (n + CHUNK - 1) / CHUNK;
+    float *parts = calloc(n_chunks * d, sizeof(float));
+#pragma omp parallel
+    {
+        float *row = scratch(d);
+#pragma omp for schedule(static)
+        for (int64_t chunk = 0; chunk < n_chunks; chunk++)
+            for (int64_t i = chunk * CHUNK; i < n && i < (chunk + 1) * CHUNK; i++) {
+                int64_t first = starts[i], m = starts[i + 1] - first;
+                bf16 *slope = d_x_hat + i * d;
+                for (int64_t c = 0; c < d; c++) row[c] = b_dec[c] - target[i * d + c];
+                add_rows(row, d, d, m, latents + first, values + first, W_dec);
+                squares[i] = finish_row(row, d, factor, slope, parts + chunk * d, error ? error + i * d : 0);
+                for (int64_t e = first; e < first + m; e++) {
+                    float dot = dot_half(slope, W_dec + (int64_t)latents[e] * d, d);
+                    d_values[e] = values[e] ? dot + (penalty ? penalty[latents[e]] : 0) : 0;
+                }
+            }
+        free(row);
+    }
+    add_parts(n_chunks, d, parts, d_bias);
+    free(parts);
+}
+
+/* Compressed rows to compressed columns: entry order[p] is active in latent j for column_starts[j] <= p < column_starts[j + 1].
+   Each thread counts and then places the entries of its rows, behind those of the threads before it. */
 void transpose_rows(int64_t n, int64_t width, const int64_t *starts, const int32_t *latents, int64_t *column_starts,
                     int32_t *rows, int32_t *order) {
-    int64_t n_entries = starts[n];
-    memset(column_starts, 0, (width + 1) * sizeof(int64_t));
-    for (int64_t e = 0; e < n_entries; e++) column_starts[latents[e] + 1]++;
-    for (int64_t j = 0; j < width; j++) column_starts[j + 1] += column_starts[j];
-    int64_t *next = malloc(width * sizeof(int64_t));
-    memcpy(next, column_starts, width * sizeof(int64_t));
-    for (int64_t i = 0; i < n; i++)
-        for (int64_t e = starts[i]; e < starts[i + 1]; e++) {
-            int64_t p = next[latents[e]]++;
-            rows[p] = (int32_t)i;
-            order[p] = (int32_t)e;
+    int64_t n_parts = omp_get_max_threads();
+    int64_t *next = calloc(n_parts * width, sizeof(int64_t));
+#pragma omp parallel for schedule(static)
+    for (int64_t part = 0; part < n_parts; part++)
+        for (int64_t e = starts[part * n / n_parts]; e < starts[(part + 1) * n / n_parts]; e++)
+            next[part * width + latents[e]]++;
+    int64_t at = 0;
+    for (int64_t j = 0; j < width; j++) {
+        column_starts[j] = at;
+        for (int64_t part = 0; part < n_parts; part++) {
+            int64_t count = next[part * width + j];
+            next[part * width + j] = at;
+            at += count;
         }
+    }
+    column_starts[width] = at;
+#pragma omp parallel for schedule(static)
+    for (int64_t part = 0; part < n_parts; part++)
+        for (int64_t i = part * n / n_parts; i < (part + 1) * n / n_parts; i++)
+            for (int64_t e = starts[i]; e < starts[i + 1]; e++) {
+                int64_t p = next[part * width + latents[e]]++;
+                rows[p] = (int32_t)i;
+                order[p] = (int32_t)e;
+            }
     free(next);
 }
 
@@ -345,10 +435,25 @@ static void adam_row(float *restrict w, float *restrict m, float *restrict v, co
     }
 }
 
-/* out[j] = bf16(sum over latent j's entries of factors * other[row]), a block of columns at a time: with many rows, a block
+/* Entries from the order of rows to that of latents, in bfloat16, and the sum of each latent's. */
+void sort_entries(int64_t width, const int64_t *column_starts, const int32_t *order, const void *entries, int64_t is_bf16,
+                  bf16 *sorted, float *sums) {
+#pragma omp parallel for schedule(static)
+    for (int64_t j = 0; j < width; j++) {
+        float sum = 0;
+        for (int64_t p = column_starts[j]; p < column_starts[j + 1]; p++) {
+            float entry = is_bf16 ? wide(((const bf16 *)entries)[order[p]]) : ((const float *)entries)[order[p]];
+            sum += entry;
+            sorted[p] = narrow(entry);
+        }
+        sums[j] = sum;
+    }
+}
+
+/* out[j] = bf16(sum over latent j's entries of sorted * other[row]), a block of columns at a time: with many rows, a block
    stays in a core's cache where whole rows would not. */
-void gather_gradients(int64_t width, int64_t d, int64_t stride, int64_t block, const int64_t *column_starts, const int32_t *rows,
-                      const int32_t *order, const float *factors, const bf16 *other, bf16 *out) {
+void gather_gradients(int64_t width, int64_t d, int64_t stride, int64_t block, const int64_t *column_starts,
+                      const int32_t *rows, const bf16 *sorted, const bf16 *other, bf16 *out) {
     int64_t n_blocks = (d + block - 1) / block;
 #pragma omp parallel
     {
@@ -358,37 +463,32 @@ void gather_gradients(int64_t width, int64_t d, int64_t stride, int64_t block, c
             for (int64_t j = 0; j < width; j++) {
                 int64_t at = b * block, n = at + block < d ? block : d - at, first = column_starts[j];
                 memset(g, 0, n * sizeof(float));
-                add_rows(g, n, stride, column_starts[j + 1] - first, rows + first, order + first, factors, other + at);
+                add_rows(g, n, stride, column_starts[j + 1] - first, rows + first, sorted + first, other + at);
                 for (int64_t c = 0; c < n; c++) out[j * d + at + c] = narrow(g[c]);
             }
         free(g);
     }
 }
 
-/* out[j] = the sum of latent j's entries. */
-void sum_columns(int64_t width, const int64_t *column_starts, const int32_t *order, const float *entries, float *out) {
-#pragma omp parallel for schedule(static)
-    for (int64_t j = 0; j < width; j++) {
-        out[j] = 0;
-        for (int64_t p = column_starts[j]; p < column_starts[j + 1]; p++) out[j] += entries[order[p]];
-    }
-}
-
 /* Error and its gradient where the reconstruction, still without bias, comes from a product. */
 void error_rows(int64_t n, int64_t d, const bf16 *x_hat, const float *b_dec, const float *target, float factor,
-                bf16 *d_x_hat, float *error, double *squares) {
+                bf16 *d_x_hat, float *d_bias, float *error, double *squares) {
+    int64_t n_chunks = (n + CHUNK - 1) / CHUNK;
+    float *parts = calloc(n_chunks * d, sizeof(float));
 #pragma omp parallel
     {
         float *row = scratch(d);
 #pragma omp for schedule(static)
-        for (int64_t i = 0; i < n; i++) {
-            for (int64_t c = 0; c < d; c++) row[c] = wide(x_hat[i * d + c]) + b_dec[c] - target[i * d + c];
-            squares[i] = dot(row, row, d);
-            if (error) memcpy(error + i * d, row, d * sizeof(float));
-            for (int64_t c = 0; c < d; c++) d_x_hat[i * d + c] = narrow(row[c] * factor);
-        }
+        for (int64_t chunk = 0; chunk < n_chunks; chunk++)
+            for (int64_t i = chunk * CHUNK; i < n && i < (chunk + 1) * CHUNK; i++) {
+                for (int64_t c = 0; c < d; c++) row[c] = wide(x_hat[i * d + c]) + b_dec[c] - target[i * d + c];
+                squares[i] =
+                    finish_row(row, d, factor, d_x_hat + i * d, parts + chunk * d, error ? error + i * d : 0);
+            }
         free(row);
     }
+    add_parts(n_chunks, d, parts, d_bias);
+    free(parts);
 }
 
 /* d_z = [z > 0] (d_z + penalty) in place, with the column sums of z and d_z, and how many of each column's z are positive. */
@@ -446,9 +546,7 @@ void update_rows(int64_t width, int64_t d, int64_t stride, const bf16 *gradient,
         free(g);
     }
     if (!weighted) return;
-    memset(weighted, 0, d * sizeof(float));
-    for (int64_t part = 0; part < PARTS; part++)
-        for (int64_t c = 0; c < d; c++) weighted[c] += parts[part * d + c];
+    add_parts(PARTS, d, parts, weighted);
     free(parts);
 }
 

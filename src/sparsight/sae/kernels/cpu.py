@@ -44,7 +44,7 @@ __all__ = [
     "residual",
     "select_at_least",
     "select_topk",
-    "sum_columns",
+    "sort_entries",
     "transpose",
     "update_rows",
     "update_vector",
@@ -55,8 +55,10 @@ SMALLEST = 2.0**-126
 
 _SOURCE = Path(__file__).with_suffix(".c")
 
-# bytes of gathered rows that a core's own cache (1 to 2 MiB) holds beside what streams past
-_BLOCK_BYTES = 2**20
+# rows of up to this many bytes are gathered whole, since a core's own cache (2 MiB here) holds them; of more, a few columns
+# at a time: at 4,096 rows of 576, 64 columns take 3.4 ms, 128 3.8, 256 5.0 and all 5.6
+_CACHED_BYTES = 3 * 2**19
+_BLOCK_COLUMNS = 64
 
 
 class Active(NamedTuple):
@@ -64,7 +66,7 @@ class Active(NamedTuple):
 
     starts: Int64[Tensor, " n+1"]
     latents: Int32[Tensor, " entries"]
-    values: Float32[Tensor, " entries"]
+    values: BFloat16[Tensor, " entries"]
 
 
 class Columns(NamedTuple):
@@ -80,6 +82,8 @@ class Decoded(NamedTuple):
 
     d_x_hat: BFloat16[Tensor, "n d"]
     """Gradient of the mean square error."""
+    d_bias: Float32[Tensor, " d"]
+    """Its sum over rows."""
     d_values: Float32[Tensor, " entries"] | None
     """Gradient of each active latent; None where a product gives it."""
     error: Float32[Tensor, "n d"] | None
@@ -192,9 +196,8 @@ def decode(
     """Error of the sparse reconstruction, its gradients; `penalty` is added to the gradient of every positive value."""
     n, d = target.shape
     out = _decoded(target, space, len(active.values), with_error)
-    block = _block(W_dec, d)
     _call(
-        "decode_rows", n, d, block, *active, W_dec, b_dec, target, _factor(target), penalty, out.d_x_hat, out.d_values,
+        "decode_rows", n, d, *active, W_dec, b_dec, target, _factor(target), penalty, out.d_x_hat, out.d_bias, out.d_values,
         out.error, out.squares,
     )  # fmt: skip
     return out
@@ -205,7 +208,18 @@ def residual(
 ) -> Decoded:
     """The same from a dense reconstruction without its bias."""
     out = _decoded(target, space, None, False)
-    _call("error_rows", *target.shape, x_hat, b_dec, target, _factor(target), out.d_x_hat, out.error, out.squares)
+    _call(
+        "error_rows",
+        *target.shape,
+        x_hat,
+        b_dec,
+        target,
+        _factor(target),
+        out.d_x_hat,
+        out.d_bias,
+        out.error,
+        out.squares,
+    )
     return out
 
 
@@ -217,21 +231,29 @@ def transpose(active: Active, width: int, space: Workspace) -> Columns:
     return columns
 
 
+def sort_entries(
+    columns: Columns, entries: Float[Tensor, " entries"], name: str, space: Workspace
+) -> tuple[BFloat16[Tensor, " entries"], Float32[Tensor, " F"]]:
+    """Entries (float32 or bfloat16) in the order of their latents, and the sum of each latent's; a `name` for each such."""
+    ordered = space.take(f"sorted {name}", len(entries), dtype=torch.bfloat16)
+    sums = torch.empty(len(columns.starts) - 1)
+    is_bf16 = int(entries.dtype == torch.bfloat16)
+    _call("sort_entries", len(sums), columns.starts, columns.order, entries, is_bf16, ordered, sums)
+    return ordered, sums
+
+
 def gradient_rows(
     columns: Columns,
-    entries: Float32[Tensor, " entries"],
+    sorted_entries: BFloat16[Tensor, " entries"],
     other: BFloat16[Tensor, "n d_or_padded"],
     out: BFloat16[Tensor, "F d"],
 ) -> BFloat16[Tensor, "F d"]:
     """For each latent the sum over its entries of entry * other[row], into `out`: d_z^T x, or z^T d_x_hat."""
-    _call("gather_gradients", *out.shape, other.shape[1], _block(other, out.shape[1]), *columns, entries, other, out)
-    return out
-
-
-def sum_columns(columns: Columns, entries: Float32[Tensor, " entries"]) -> Float32[Tensor, " F"]:
-    """For each latent the sum of its entries."""
-    out = torch.empty(len(columns.starts) - 1)
-    _call("sum_columns", len(out), columns.starts, columns.order, entries, out)
+    width, d = out.shape
+    block = d if len(other) * d * other.element_size() <= _CACHED_BYTES else _BLOCK_COLUMNS
+    _call(
+        "gather_gradients", width, d, other.shape[1], block, columns.starts, columns.rows, sorted_entries, other, out
+    )  # fmt: skip
     return out
 
 
@@ -280,22 +302,17 @@ def update_vector(
 
 
 def _entries(space: Workspace, n: int) -> tuple[Tensor, Tensor]:
-    return space.take("latents", n, dtype=torch.int32), space.take("values", n)
+    return space.take("latents", n, dtype=torch.int32), space.take("values", n, dtype=torch.bfloat16)
 
 
 def _decoded(target: Tensor, space: Workspace, n_entries: int | None, with_error: bool) -> Decoded:
     return Decoded(
         space.take("d_x_hat", *target.shape, dtype=torch.bfloat16),
+        torch.empty(target.shape[1]),
         None if n_entries is None else space.take("d_values", n_entries),
         space.take("error", *target.shape) if with_error else None,
         torch.empty(len(target), dtype=torch.float64),
     )
-
-
-def _block(gathered: Tensor, d: int) -> int:
-    """Columns whose share of the matrix that rows are gathered from stays in cache; all d when that is hopeless."""
-    columns = _BLOCK_BYTES // (2 * len(gathered)) // 32 * 32
-    return d if columns >= d or columns < 64 else columns
 
 
 def _factor(target: Tensor) -> ctypes.c_float:
