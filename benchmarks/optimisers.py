@@ -22,7 +22,6 @@ from torch import Tensor
 from sparsight.activations import ActivationStore
 from sparsight.metrics import fvu
 from sparsight.sae import SAEConfig, SAETrainer
-from sparsight.sae import trainer as trainer_module
 
 RATES = {"adam": (5e-4, 1e-3, 2e-3), "signum": (1e-4, 3e-4, 1e-3), "muon": (3e-3, 1e-2, 3e-2)}
 SEEDS = (0, 1, 2)
@@ -31,10 +30,11 @@ RECORD = Path(__file__).parent / "records" / "optimisers.json"
 
 
 class Exchanged:
-    """The face that the trainer knows, over one or two optimisers; rates move in proportion."""
+    """The face that the step knows, over one or two optimisers; rates move in proportion."""
 
     def __init__(self, *optimisers: torch.optim.Optimizer) -> None:
         self.optimisers = optimisers
+        self.state: dict[Tensor, dict[str, Tensor]] = {}  # none that a resumed run would need
         self.param_groups = [{"lr": optimisers[0].param_groups[0]["lr"]}]
         self._peaks = [optimiser.param_groups[0]["lr"] for optimiser in optimisers]
         self.seconds = 0.0
@@ -80,15 +80,11 @@ def exchanged(name: str, weights: dict[str, Tensor], lr: float) -> Exchanged:
 def trained(name: str, lr: float, seed: int, x: Tensor, heldout: Tensor) -> dict[str, Any]:
     """Trains and measures one."""
     cfg = SAEConfig(id="one", architecture="topk", n_latents=4608, k=32, lr=lr, seed=seed)
-    fuses = trainer_module.fuses
-    if name != "adam":
-        trainer_module.fuses = lambda cfg, device: False
-    steps = len(x) // BATCH
-    trainer = SAETrainer(cfg, x.shape[1], x.shape[1], total_steps=steps, batch_tokens=BATCH)
-    trainer_module.fuses = fuses
+    steps, form = len(x) // BATCH, "auto" if name == "adam" else "autograd"
+    trainer = SAETrainer(cfg, x.shape[1], x.shape[1], total_steps=steps, batch_tokens=BATCH, form=form)
     optimiser = None
     if name != "adam":
-        trainer._adam = optimiser = exchanged(name, trainer.weights, lr)  # pyright: ignore[reportAttributeAccessIssue]
+        trainer._step._adam = optimiser = exchanged(name, trainer.weights, lr)  # pyright: ignore
     trainer.initialize(x[:BATCH])
     started = time.perf_counter()
     for step in range(steps):

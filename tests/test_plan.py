@@ -226,7 +226,11 @@ def test_topk_computes_less_than_dense_on_a_cpu_and_more_than_the_least_there_is
     geometry = read_geometry(load("demo").model, ["layers.15.mlp"])
     (on_cpu,), (on_cuda,) = (recipe_cost(load("demo"), geometry, kind).saes for kind in ("cpu", "cuda"))
     assert on_cpu.flops_least < on_cpu.flops_done < on_cpu.flops_dense
-    assert on_cuda.flops_done == on_cuda.flops_dense == 16 * 576 * 4608
+    assert on_cuda.flops_dense == 16 * 576 * 4608
+    assert on_cuda.flops_done == 10 * 576 * 4608 + 6 * 576 * 576  # AuxK looks at an eighth of the columns
+    exact = load("demo", "sae.topk-8x.precision=float32")
+    by_autograd = recipe_cost(exact, geometry, "cuda").saes[0]
+    assert by_autograd.flops_done == by_autograd.flops_dense == 16 * 576 * 4608
     assert on_cpu.flops_done == 8 * 576 * 4608 + 2 * 576 * 32
 
 

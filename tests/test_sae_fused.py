@@ -41,12 +41,11 @@ def trained(
 ) -> tuple[SAETrainer, list[dict[str, float]]]:
     """A trainer after STEPS steps, with the metrics of each."""
     d_in, d_out = (40, 24) if cfg.is_transcoder else WIDTHS
-    with monkeypatch.context() as patch:
-        if not closed_form:
-            patch.setattr("sparsight.sae.trainer.fuses", lambda cfg, device: False)
-            monkeypatch.setattr("sparsight.sae.losses.topk", stable_topk)
-        trainer = SAETrainer(cfg, d_in, d_out, total_steps=STEPS, batch_tokens=96)
-    assert (trainer._fused is not None) == closed_form
+    if not closed_form:
+        monkeypatch.setattr("sparsight.sae.losses.topk", stable_topk)
+    form = "auto" if closed_form else "autograd"
+    trainer = SAETrainer(cfg, d_in, d_out, total_steps=STEPS, batch_tokens=96, form=form)
+    assert trainer.form == ("fused" if closed_form else "autograd")
     mixing = torch.randn(d_in, d_out, generator=torch.Generator().manual_seed(2))
     metrics = []
     for step, x in zip(range(STEPS), batches(d_in), strict=False):
@@ -113,9 +112,8 @@ def test_the_first_gradient_is_autograds(architecture: str, monkeypatch: pytest.
     theirs = config(architecture, l1_penalty="decoder-norm", sparsity_warmup_fraction=0.0, precision=precision)
     x = next(batches(40))
     ours = SAETrainer(cfg, 40, 40, total_steps=STEPS, batch_tokens=96)
-    monkeypatch.setattr("sparsight.sae.trainer.fuses", lambda cfg, device: False)
     monkeypatch.setattr("sparsight.sae.losses.topk", stable_topk)
-    exact = SAETrainer(theirs, 40, 40, total_steps=STEPS, batch_tokens=96)
+    exact = SAETrainer(theirs, 40, 40, total_steps=STEPS, batch_tokens=96, form="autograd")
     for trainer in (ours, exact):
         trainer.initialize(x)
         trainer.step(x)

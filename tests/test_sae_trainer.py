@@ -126,17 +126,6 @@ def test_bfloat16_products_train_as_well_as_float32_ones():
     assert fvu[0] == pytest.approx(fvu[1], abs=0.02)
 
 
-def test_the_learning_rate_rises_stays_and_falls_to_zero():
-    t = trainer(steps=20, warmup_steps=4, decay_fraction=0.25, lr=1.0)
-    rates = []
-    for step in range(21):
-        t.steps_done = step
-        rates.append(t._lr_factor())
-    assert rates[:4] == [0.25, 0.5, 0.75, 1.0]
-    assert rates[4:16] == [1.0] * 12
-    assert rates[16:] == pytest.approx([0.8, 0.6, 0.4, 0.2, 0.0])
-
-
 def test_a_latent_is_dead_after_the_tokens_it_was_silent_for():
     t = trainer("topk", dead_after_tokens=2 * N)
     x = batches(1)[0]

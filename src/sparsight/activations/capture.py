@@ -19,6 +19,7 @@ from torch import Tensor
 
 from sparsight.activations.batch import SPLITS, ActivationBatch, Chunk, PieceTable
 from sparsight.activations.config import CaptureConfig
+from sparsight.activations.transfer import SideCopies
 from sparsight.artifact import give_back_memory
 from sparsight.errors import ActivationError, TextError
 from sparsight.lm import LanguageModel, Piece, TextConfig, TextCounts, TextCursor, TokenBatch, iter_pieces, make_batches
@@ -49,11 +50,23 @@ class Progress:
 
 
 class WindowBuffer:
-    """Room for one window's rows at every hook point, allocated once and filled again and again."""
+    """Room for one window's rows at every hook point, allocated once and filled again and again.
 
-    def __init__(self, widths: dict[str, int], n_rows: int, dtype: torch.dtype, device: torch.device | str = "cpu"):
+    `pinned`: page-locked, for a device to copy into while it computes.
+    """
+
+    def __init__(
+        self,
+        widths: dict[str, int],
+        n_rows: int,
+        dtype: torch.dtype,
+        device: torch.device | str = "cpu",
+        *,
+        pinned: bool = False,
+    ):
+        options: dict[str, Any] = {"dtype": dtype, "device": device, "pin_memory": pinned}
         with torch.inference_mode(False):  # to be filled from any thread, whatever mode the caller is in
-            self.rows = {name: torch.empty(n_rows, width, dtype=dtype, device=device) for name, width in widths.items()}
+            self.rows = {name: torch.empty(n_rows, width, **options) for name, width in widths.items()}
         self.n_rows = n_rows
 
 
@@ -121,7 +134,8 @@ def make_buffer(
 ) -> WindowBuffer:
     """Room for the largest window that can come: `window_tokens` and one piece more."""
     widths = {name: model.width(name) for name in config.hook_points}
-    return WindowBuffer(widths, config.window_tokens + text.context_tokens, model.dtype, device)
+    pinned = model.device.type == "cuda" and torch.device(device).type == "cpu"
+    return WindowBuffer(widths, config.window_tokens + text.context_tokens, model.dtype, device, pinned=pinned)
 
 
 def _plan_windows(
@@ -177,6 +191,7 @@ def _capture(
     )
     columns: dict[str, list[Tensor]] = {"token_ids": [], "document_ids": [], "positions": [], "piece_ids": []}
     n_rows = n_special = 0
+    copies = SideCopies(model.device)
     for batch in batches:
         keep = batch.mask & (batch.piece_ids >= 0)
         if config.skip_special:
@@ -188,14 +203,13 @@ def _capture(
         give_back_memory()
         for name, values in activations.items():
             rows = buffer.rows[name][n_rows : n_rows + len(index)]
-            rows.copy_(values.flatten(0, 1).index_select(0, index.to(values.device)), non_blocking=True)
+            copies.copy(rows, values.flatten(0, 1).index_select(0, index.to(values.device)))
         columns["token_ids"].append(batch.input_ids.flatten()[index].int())
         columns["document_ids"].append(batch.document_ids.flatten()[index])
         columns["positions"].append(batch.positions.flatten()[index])
         columns["piece_ids"].append(batch.piece_ids.flatten()[index])
         n_rows += len(index)
-    if model.device.type == "cuda":
-        torch.cuda.synchronize(model.device)  # once a window: the copies above did not wait
+    copies.wait()
     joined = {name: torch.cat(parts) for name, parts in columns.items()}
     rows = {name: values[:n_rows] for name, values in buffer.rows.items()}
     _check_finite(rows, joined["document_ids"], joined["positions"])

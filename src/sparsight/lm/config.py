@@ -14,6 +14,7 @@ _DTYPES = ("bfloat16", "float16", "float32")
 _ATTENTIONS = ("sdpa", "eager", "flash_attention_2")
 _BOS_POLICIES = ("auto", "always", "never")
 _ISOLATIONS = ("documents", "packed")
+_COMPILATIONS = ("auto", "off", "layers")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,11 +36,16 @@ class ModelConfig:
     attention: str = "sdpa"
     """sdpa, eager or flash_attention_2."""
 
+    compile: str = "auto"
+    """Of decoder blocks, for reading activations: layers (torch.compile, checked against the plain blocks), off, or auto,
+    which is off everywhere for now: compiled blocks have not run on a GPU yet, and on a CPU they gain nothing."""
+
     def __post_init__(self) -> None:
         if not self.id:
             raise ModelError("model.id is empty. Give a Hub id, a folder, a .gguf file or `smollm2-135m-instruct`.")
         _check_choice(ModelError, "model.dtype", self.dtype, _DTYPES)
         _check_choice(ModelError, "model.attention", self.attention, _ATTENTIONS)
+        _check_choice(ModelError, "model.compile", self.compile, _COMPILATIONS)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,6 +8,7 @@ see it; the self-check at load verifies just that.
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -17,6 +18,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from sparsight.errors import HookPointError, ModelError
 from sparsight.lm.batches import TokenBatch
+from sparsight.lm.compiled import compile_blocks
 from sparsight.lm.config import ModelConfig
 from sparsight.lm.fused import fuse
 from sparsight.lm.hookpoint import HookPoint, find_trunk
@@ -89,6 +91,9 @@ class LanguageModel:
         model = cls(loaded.module, loaded.tokenizer, config, loaded.provenance)
         model.provenance["fused"] = fuse(loaded.module, lambda: model._forward(model._check_ids()))
         model.self_check(hook_points or [])
+        if hook_points and config.compile == "layers":
+            tolerance, check = _LEAK_TOLERANCE[model.dtype], partial(model._read, model._check_ids(), hook_points)
+            model.provenance["compile"] = compile_blocks(loaded.module, check, largest_difference=tolerance)
         return model
 
     @classmethod

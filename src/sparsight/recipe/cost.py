@@ -2,9 +2,10 @@
 
     forward       ModelGeometry.forward_flops a token, and 3 % padding (rows are bucketed by length)
     SAE step      encode, decode, and the gradients of z, W_enc and W_dec: 10 d F FLOPs a token. gated decodes twice:
-                  4 d F more. AuxK decodes dead latents: 6 d F more on CUDA (a masked dense product), next to nothing
-                  on a CPU (the dead columns alone). On a CPU topk gathers its decoder rows: 2 d F less. If all but the
-                  encoder were sparse, 2 d F + 8 d k would do; dense products are faster than that (sae/products.py).
+                  4 d F more. AuxK decodes dead latents: on CUDA 6 d F more by autograd (a masked dense product) and
+                  6 d c in closed form, which looks at c = max(F / 8, 2 k_aux) columns; next to nothing on a CPU (the
+                  dead columns alone). On a CPU topk gathers its decoder rows: 2 d F less. If all but the encoder were
+                  sparse, 2 d F + 8 d k would do; dense products are faster than that (sae/products.py).
     Adam          28 bytes moved a parameter and step, and 12 for decoder norms and compute copies: bound by bandwidth
     SAE state     16 bytes a parameter (float32 master, two moments, gradient), 2 more with bfloat16 products
     one step      8 buffers [n, F] in the compute dtype (pre-activations, latents, AuxK's two, a gradient of each) and 6
@@ -27,6 +28,8 @@ from sparsight.lm import ModelConfig
 from sparsight.lm.geometry import ModelGeometry
 from sparsight.recipe.schema import Recipe
 from sparsight.sae import SAEConfig
+from sparsight.sae.dense import DenseStep
+from sparsight.sae.forms import dense_on_cuda
 
 __all__ = ["Cost", "SAECost", "Work", "recipe_cost"]
 
@@ -116,7 +119,8 @@ def _sae_cost(sae: SAEConfig, recipe: Recipe, geometry: ModelGeometry, kind: str
     if sae.selects_k:
         least = 2.0 * d_in * n_latents + 2.0 * d_in * sae.k + 6.0 * d_out * sae.k
         auxk = 6.0 * d_out * n_latents if sae.auxk_coefficient else 0.0
-        dense, done = dense + auxk, dense + (auxk if kind == "cuda" else 0.0)
+        columns = 0 if kind == "cpu" else DenseStep.aux_columns(sae, d_in) if dense_on_cuda(sae) else n_latents
+        dense, done = dense + auxk, dense + auxk * columns / n_latents
     if sae.architecture == "topk" and kind == "cpu":
         done -= 2.0 * d_out * (n_latents - sae.k)
     parameters = (d_in + d_out) * n_latents + n_latents + d_out

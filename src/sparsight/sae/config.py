@@ -117,7 +117,8 @@ class SAEConfig:
     """Adam's peak learning rate. Gao's law 2e-4 * sqrt(2^14 / n_latents) gives 2e-4 to 4e-4 for 16k to 4k latents."""
 
     warmup_steps: int = 100
-    """Steps over which the learning rate rises linearly from 0."""
+    """Steps over which the learning rate rises linearly from 0; at most a fifth of all steps, since in a short run a
+    fixed warm-up would never reach the rate."""
 
     decay_fraction: float = 0.2
     """Last share of the steps, over which the learning rate falls linearly to 0 (Anthropic April 2024)."""

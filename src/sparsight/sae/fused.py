@@ -20,12 +20,13 @@ from typing import NamedTuple
 
 import torch
 from jaxtyping import Bool, Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from sparsight.sae.config import SAEConfig
 from sparsight.sae.kernels import cpu
 from sparsight.sae.kernels.workspace import Workspace
 from sparsight.sae.losses import Losses, auxk_loss
+from sparsight.sae.step import HostStep, Moments
 
 __all__ = ["FusedStep", "fuses"]
 
@@ -49,46 +50,36 @@ class _Slopes(NamedTuple):
     decoded: cpu.Decoded
 
 
-class FusedStep:
-    """The weights and moments of one SAE, and the step that moves them.
+class FusedStep(HostStep):
+    """One SAE's step. `W_enc` and its moments are transposed views of matrices with a row per latent."""
 
-    `weights`: the trained tensors by name; W_enc is replaced by a view of a transposed copy. Moments are named alike.
-    """
+    def __init__(
+        self,
+        cfg: SAEConfig,
+        weights: Mapping[str, Tensor],
+        moments: Moments,
+        measured: Mapping[str, Tensor],
+        *,
+        total_steps: int,
+        space: Workspace,
+    ) -> None:
+        """See `HostStep`; `space` is scratch, which SAEs that step in turn may share."""
+        super().__init__(cfg, weights, moments, measured, total_steps=total_steps)
+        self._space, self._W_enc = space, weights["W_enc"].detach().T
+        assert self._W_enc.is_contiguous(), "W_enc must be a transposed view of an [F, d_in] matrix"
+        self.reload(0)
 
-    def __init__(self, cfg: SAEConfig, weights: dict[str, nn.Parameter], space: Workspace | None = None) -> None:
-        self.cfg, self._space = cfg, space or Workspace()
-        self._W_enc = weights["W_enc"].detach().T.contiguous()
-        weights["W_enc"] = nn.Parameter(self._W_enc.T)
-        self._weights = weights
-        self.moments = {
-            name: {key: torch.zeros_like(weight.detach()) for key in ("exp_avg", "exp_avg_sq")}
-            for name, weight in weights.items()
-        }
-        self._refresh()
-
-    def _refresh(self) -> None:
-        """Renews the bfloat16 copies; torch counts the writes to a tensor, and our kernels' writes not among them."""
-        self._versions = self._written()
-        b_enc, W_dec = self._weights["b_enc"].detach(), self._weights["W_dec"].detach()
+    def reload(self, steps_done: int) -> None:
+        """See `TrainingStep`; renews the bfloat16 copies."""
+        super().reload(steps_done)
+        b_enc, W_dec = self.weights["b_enc"].detach(), self.weights["W_dec"].detach()
         self._copies = {"W_enc": cpu.encoder_copy(self._W_enc, b_enc), "W_dec": W_dec.bfloat16()}
 
-    def _written(self) -> list[int]:
-        return [self._weights[name]._version for name in ("W_enc", "W_dec", "b_enc")]
-
     @torch.no_grad()
-    def __call__(
-        self,
-        x: Float[Tensor, "n d_in"],
-        target: Float[Tensor, "n d_out"],
-        *,
-        measured: Mapping[str, Tensor],
-        sparsity_weight: float,
-        adam: cpu.AdamStep,
-    ) -> Losses:
-        """One step on raw activations; `measured` is the trainer's. `target` is x itself for an autoencoder."""
-        if self._written() != self._versions:  # a checkpoint was loaded, or a user had a hand in it
-            self._refresh()
-        weights, space = {name: weight.detach() for name, weight in self._weights.items()}, self._space
+    def _take(self, x: Tensor, target: Tensor, *, lr: float, sparsity_weight: float) -> Losses:
+        measured = self.measured
+        adam = cpu.AdamStep(lr=lr, betas=self.cfg.adam_betas, eps=self.cfg.adam_eps, steps_done=self.steps_done)
+        weights, space = {name: weight.detach() for name, weight in self.weights.items()}, self._space
         centre = measured["input_mean"] if self.cfg.is_transcoder else weights["b_dec"]
         centred, wanted = cpu.centre(x, float(measured["input_scale"]), centre, space)
         assert centred is not None
@@ -126,7 +117,7 @@ class FusedStep:
         """What the penalty is for each latent's sum over the batch: 1 / (n F), or |W_dec_j| / (n d_out)."""
         if self.cfg.architecture != "relu":
             return None
-        W_dec = self._weights["W_dec"].detach()
+        W_dec = self.weights["W_dec"].detach()
         if self.cfg.l1_penalty == "raw":
             return torch.full((len(W_dec),), 1 / (n * len(W_dec)))
         return torch.linalg.vector_norm(W_dec, dim=1) / (n * W_dec.shape[1])
@@ -134,7 +125,7 @@ class FusedStep:
     def _sparse(
         self, active: cpu.Active, centred: Tensor, wanted: Tensor, penalty: Tensor | None, with_error: bool
     ) -> _Slopes:
-        b_dec = self._weights["b_dec"].detach()
+        b_dec = self.weights["b_dec"].detach()
         decoded = cpu.decode(
             active, self._copies["W_dec"], b_dec, wanted, self._space, penalty=penalty, with_error=with_error
         )
@@ -153,7 +144,7 @@ class FusedStep:
 
     def _dense(self, z: Tensor, centred: Tensor, wanted: Tensor, penalty: Tensor | None) -> _Slopes:
         assert penalty is not None
-        W_dec, b_dec, space = self._copies["W_dec"], self._weights["b_dec"].detach(), self._space
+        W_dec, b_dec, space = self._copies["W_dec"], self.weights["b_dec"].detach(), self._space
         x_hat = torch.mm(z, W_dec, out=space.take("x_hat", *wanted.shape, dtype=torch.bfloat16))
         decoded = cpu.residual(x_hat, b_dec, wanted, space)
         d_z = torch.mm(decoded.d_x_hat, W_dec.T, out=space.take("d_z", *z.shape, dtype=torch.bfloat16))
@@ -163,7 +154,7 @@ class FusedStep:
         return _Slopes(d_W_enc, d_W_dec, slopes, sums, counts.sum(), decoded)
 
     def _gradient(self, name: str) -> Tensor:
-        rows = self._W_enc if name == "W_enc" else self._weights[name]
+        rows = self._W_enc if name == "W_enc" else self.weights[name]
         return self._space.take(f"d_{name}", *rows.shape, dtype=torch.bfloat16)
 
     @torch.enable_grad()
@@ -172,7 +163,7 @@ class FusedStep:
         assert slopes.decoded.error is not None
         columns = dead.nonzero().squeeze(1)
         theirs = pre.index_select(1, columns).requires_grad_()
-        rows = self._weights["W_dec"].detach().index_select(0, columns).requires_grad_()
+        rows = self.weights["W_dec"].detach().index_select(0, columns).requires_grad_()
         everyone = torch.ones(len(columns), dtype=torch.bool)
         k_aux = min(self.cfg.aux_latents(self._W_enc.shape[1]), self.cfg.n_latents)
         loss = auxk_loss(theirs, rows, -slopes.decoded.error, everyone, k_aux)
@@ -183,14 +174,14 @@ class FusedStep:
         return loss.detach()
 
     def _update(self, slopes: _Slopes, pull: float, adam: cpu.AdamStep) -> None:
-        b_enc, b_dec = self._weights["b_enc"].detach(), self._weights["b_dec"].detach()
+        b_enc, b_dec = self.weights["b_enc"].detach(), self.weights["b_dec"].detach()
         through_centre = None if self.cfg.is_transcoder else slopes.b_enc
         W_enc_b = cpu.update_rows(
             slopes.W_enc, self._W_enc, self._both("W_enc"), self._copies["W_enc"], adam, coefficients=through_centre
         )
         cpu.update_rows(
             slopes.W_dec,
-            self._weights["W_dec"].detach(),
+            self.weights["W_dec"].detach(),
             self._both("W_dec"),
             self._copies["W_dec"],
             adam,

@@ -1,8 +1,7 @@
 """SAETrainer: one SAE being trained, a step at a time, wherever the batches come from.
 
-A step: divide by the scale, take the objective's gradient, remove the part of the decoder's gradient along its own rows
-(it would only be undone), Adam, put the rows back to norm 1 (both not for relu), count how long each latent is silent.
-The learning rate rises linearly over warmup_steps, stays, and falls linearly to 0 over the last decay_fraction.
+It holds the weights, Adam's moments and what was measured, starts them from the first batch, saves and restores them.
+The step itself has three forms, of which `forms` picks one; `autograd` says what a step is, `schedule` what changes.
 
 Nothing in `step` waits for the device: metrics are tensors, counters that the host needs are counted by the host.
 The state is a flat dict of tensors; loading it and going on equals never having stopped, bit for bit on CPU.
@@ -21,20 +20,14 @@ from sparsight.errors import ActivationError, FormatError, SAEError
 from sparsight.sae.autoencoder import SparseAutoencoder
 from sparsight.sae.config import SAEConfig
 from sparsight.sae.folding import fold
-from sparsight.sae.fused import FusedStep, fuses
+from sparsight.sae.forms import chosen_form, new_step
 from sparsight.sae.initial import geometric_median, initial_weights
-from sparsight.sae.kernels.cpu import AdamStep
 from sparsight.sae.kernels.workspace import Workspace
-from sparsight.sae.losses import Losses, LossInput, training_losses
 
 __all__ = ["SAETrainer"]
 
 # enough to set the untrained baseline's threshold: 256 rows x thousands of latents are a million values
 _SAMPLE_ROWS = 256
-
-# weight of the newest smallest-kept value in batchtopk's running threshold, once 20 steps have been averaged: an order
-# statistic of n*k values is hardly noisy, and a longer memory lags in short runs (0.01 left 2.9 of 4 latents active)
-_THRESHOLD_MOMENTUM = 0.05
 
 
 class SAETrainer:
@@ -50,10 +43,11 @@ class SAETrainer:
         batch_tokens: int,
         device: torch.device | str = "cpu",
         space: Workspace | None = None,
+        form: str = "auto",
     ) -> None:
-        """`total_steps` fixes the schedule; `batch_tokens` counts tokens since a latent fired.
+        """`total_steps` fixes the schedule; `batch_tokens` is the size of a step, in rows.
 
-        Trainers that step in turn may share their scratch `space`.
+        Trainers that step in turn may share their scratch `space`. `form` of the step: auto, autograd, fused or dense.
         """
         if not cfg.is_transcoder and d_in != d_out:
             raise SAEError(f"SAE {cfg.id} has no target_hook_point, so d_out = {d_out} must equal d_in = {d_in}.")
@@ -62,15 +56,16 @@ class SAETrainer:
         self.cfg, self.d_in, self.d_out = cfg, d_in, d_out
         self.total_steps, self.batch_tokens = total_steps, batch_tokens
         self.device = torch.device(device)
-        self.steps_done = 0
+        self.form = chosen_form(cfg, self.device, form)
         self._initialized = False
-        weights = initial_weights(cfg, d_in, d_out)
-        self.weights = {name: nn.Parameter(tensor.to(self.device)) for name, tensor in weights.items()}
-        self._fused = FusedStep(cfg, self.weights, space) if fuses(cfg, self.device) else None
-        if self._fused is None:
-            self._adam, self._moments = _adam(cfg, self.weights, self.device)
-        else:
-            self._moments = self._fused.moments
+        weights = {name: weight.to(self.device) for name, weight in initial_weights(cfg, d_in, d_out).items()}
+        if self.form != "autograd":
+            weights["W_enc"] = weights["W_enc"].T.contiguous().T  # in memory, a latent's weights are one row
+        self.weights = {name: nn.Parameter(weight) for name, weight in weights.items()}
+        self._moments = {
+            name: {key: torch.zeros_like(weight) for key in ("exp_avg", "exp_avg_sq")}
+            for name, weight in weights.items()
+        }
         self._measured = {
             "input_scale": torch.ones((), device=self.device),
             "target_scale": torch.ones((), device=self.device),
@@ -79,6 +74,14 @@ class SAETrainer:
             "threshold": torch.zeros((), device=self.device),
             "tokens_since_fired": torch.zeros(cfg.n_latents, dtype=torch.int64, device=self.device),
         }
+        state = cfg, self.weights, self._moments, self._measured
+        self._step = new_step(self.form, *state, total_steps=total_steps, space=space or Workspace())
+        self._versions = self._written()
+
+    @property
+    def steps_done(self) -> int:
+        """Steps taken."""
+        return self._step.steps_done
 
     @torch.no_grad()
     def initialize(self, x: Float[Tensor, "n d_in"], target: Float[Tensor, "n d_out"] | None = None) -> None:
@@ -111,18 +114,20 @@ class SAETrainer:
 
         loss, mse (normalised units), fvu (of this batch), l0, dead_share, lr, penalty_raw and penalty_decoder_norm
         (means over tokens x latents), and where the architecture has them sparsity_loss, aux_loss.
+        The dense form takes batches of one shape and type, `total_steps` of them at most; SAEError otherwise.
         """
         assert self._initialized, "initialize() or load_state_dict() comes first"
-        target = self._checked(x, target)
-        lr = self.cfg.lr * self._lr_factor()
-        losses = self._autograd_step(x, target, lr) if self._fused is None else self._fused_step(x, target, lr)
-        self._count(losses, len(x))
-        self.steps_done += 1
-        return self._metrics(losses, target, lr) if with_metrics else {}
+        self._checked(x, target)
+        if self._written() != self._versions:  # the start was measured, or a user had a hand in it
+            self._step.reload(self.steps_done)
+        metrics = self._step.step(x, target, with_metrics=with_metrics)
+        self._versions = self._written()
+        return metrics
 
     def finished(self) -> SparseAutoencoder:
         """The SAE as it is now, on raw activations, with scale and centre folded into biases and thresholds."""
-        return self._folded(self.weights, self._measured["threshold"].expand(self.cfg.n_latents))
+        threshold = self._measured["threshold"].expand(self.cfg.n_latents)
+        return SparseAutoencoder(self.cfg, fold(self.cfg, self.weights, self._measured, threshold))
 
     def initial_state(self, x: Float[Tensor, "n d_in"]) -> dict[str, Tensor]:
         """Before the first step: what `untrained_sae` needs beside the seed, with up to 256 rows of the first batch."""
@@ -153,15 +158,14 @@ class SAETrainer:
             raise FormatError(
                 f"The checkpoint does not fit SAE {self.cfg.id}: {', '.join(wrong)} are missing or differ in shape."
             )
-        self.steps_done = int(state["steps_done"])
         for name, weight in self.weights.items():
             weight.copy_(state[f"weights.{name}"])
             for key in ("exp_avg", "exp_avg_sq"):
                 self._moments[name][key].copy_(state[f"adam.{name}.{key}"])
-            if self._fused is None:
-                self._adam.state[weight]["step"].fill_(float(self.steps_done))
         for name, tensor in self._measured.items():
             tensor.copy_(state[f"measured.{name}"])
+        self._step.reload(int(state["steps_done"]))
+        self._versions = self._written()
         self._initialized = True
 
     def _checked(self, x: Tensor, target: Tensor | None) -> Tensor:
@@ -187,91 +191,6 @@ class SAETrainer:
             )
         return scale if self.cfg.normalize == "rms" else torch.ones_like(scale)
 
-    def _fused_step(self, x: Tensor, target: Tensor, lr: float) -> Losses:
-        assert self._fused is not None
-        adam = AdamStep(lr=lr, betas=self.cfg.adam_betas, eps=self.cfg.adam_eps, steps_done=self.steps_done)
-        weight = self._sparsity_weight()
-        return self._fused(x, target, measured=self._measured, sparsity_weight=weight, adam=adam)
-
-    def _autograd_step(self, x: Tensor, target: Tensor, lr: float) -> Losses:
-        normalised = self._on_device(x) / self._measured["input_scale"]
-        wanted = normalised if target is x else self._on_device(target) / self._measured["target_scale"]
-        losses = training_losses(self.cfg, self.weights, self._loss_input(normalised, wanted))
-        self._adam.zero_grad(set_to_none=True)
-        losses.loss.backward()
-        self._update(lr)
-        return losses
-
-    def _loss_input(self, x: Tensor, target: Tensor) -> LossInput:
-        measured = self._measured
-        return LossInput(
-            x=x,
-            target=target,
-            centre=measured["input_mean"] if self.cfg.is_transcoder else self.weights["b_dec"],
-            dead=measured["tokens_since_fired"] >= self.cfg.dead_after_tokens,
-            sparsity_weight=self._sparsity_weight(),
-            threshold=measured["threshold"],
-            bandwidth=self.cfg.bandwidth * measured["input_deviation"],
-        )
-
-    @torch.no_grad()
-    def _update(self, lr: float) -> None:
-        self._adam.param_groups[0]["lr"] = lr
-        W_dec = self.weights["W_dec"]
-        if self.cfg.unit_norm_decoder:
-            assert W_dec.grad is not None
-            W_dec.grad.addcmul_(W_dec, torch.linalg.vecdot(W_dec.grad, W_dec).unsqueeze(1), value=-1)
-        self._adam.step()
-        if self.cfg.unit_norm_decoder:
-            W_dec.div_(torch.linalg.vector_norm(W_dec, dim=1, keepdim=True))
-
-    def _sparsity_weight(self) -> float:
-        warmup = self.cfg.sparsity_warmup_fraction * self.total_steps
-        return min(1.0, self.steps_done / warmup) if warmup else 1.0
-
-    def _lr_factor(self) -> float:
-        rising = (self.steps_done + 1) / self.cfg.warmup_steps if self.cfg.warmup_steps else 1.0
-        decay_steps = self.cfg.decay_fraction * self.total_steps
-        falling = (self.total_steps - self.steps_done) / decay_steps if decay_steps else 1.0
-        return max(0.0, min(1.0, rising, falling))
-
-    def _count(self, losses: Losses, n_tokens: int) -> None:
-        since = self._measured["tokens_since_fired"]
-        since.add_(n_tokens).masked_fill_(losses.latent_sums > 0, 0)
-        if losses.threshold is not None:
-            momentum = max(_THRESHOLD_MOMENTUM, 1 / (self.steps_done + 1))
-            self._measured["threshold"].lerp_(losses.threshold, momentum)
-
-    @torch.no_grad()
-    def _metrics(self, losses: Losses, target: Tensor, lr: float) -> dict[str, Tensor]:
-        norms = torch.linalg.vector_norm(self.weights["W_dec"], dim=1)
-        elements = len(target) * self.cfg.n_latents
-        wanted = self._on_device(target) / self._measured["target_scale"]
-        variance = (wanted - wanted.mean(0)).square().sum()
-        metrics = {
-            "loss": losses.loss,
-            "mse": losses.mse,
-            "fvu": losses.mse * target.numel() / variance,
-            "l0": losses.l0,
-            "dead_share": (self._measured["tokens_since_fired"] >= self.cfg.dead_after_tokens).float().mean(),
-            "lr": torch.full((), lr, device=self.device),
-            "penalty_raw": losses.latent_sums.sum() / elements,
-            "penalty_decoder_norm": (losses.latent_sums * norms).sum() / elements,
-            "sparsity_loss": losses.sparsity,
-            "aux_loss": losses.aux,
-        }
-        return {name: value.detach() for name, value in metrics.items() if value is not None}
-
-    def _folded(self, weights: Mapping[str, Tensor], threshold: Tensor) -> SparseAutoencoder:
-        return SparseAutoencoder(self.cfg, fold(self.cfg, weights, self._measured, threshold))
-
-
-def _adam(
-    cfg: SAEConfig, weights: Mapping[str, nn.Parameter], device: torch.device
-) -> tuple[torch.optim.Adam, dict[str, dict[str, Tensor]]]:
-    """The optimiser with its state made already, and that state by name."""
-    adam = torch.optim.Adam(weights.values(), lr=cfg.lr, betas=cfg.adam_betas, eps=cfg.adam_eps, fused=True)
-    for weight in weights.values():
-        step = torch.zeros((), device=device)
-        adam.state[weight] = {"step": step, "exp_avg": weight.detach() * 0, "exp_avg_sq": weight.detach() * 0}
-    return adam, {name: adam.state[weight] for name, weight in weights.items()}
+    def _written(self) -> list[int]:
+        """torch counts the writes to a tensor; kernels' writes are not among them."""
+        return [weight._version for weight in self.weights.values()]

@@ -1,0 +1,143 @@
+"""Which form of the step is chosen where, and that the trainer trains alike by each; the dense one without a GPU here."""
+
+import logging
+import sys
+
+import pytest
+import torch
+
+from sparsight.activations.synthetic import SYNTHETIC_HOOK_POINT, SyntheticActivations
+from sparsight.errors import SAEError
+from sparsight.sae import ARCHITECTURES, SAEConfig, SAETrainer
+from sparsight.sae import forms as forms_module
+from sparsight.sae.forms import chosen_form
+from sparsight.sae.fused import fuses
+from sparsight.sae.kernels import cpu
+
+D, D_OUT, F, N, STEPS = 16, 5, 48, 96, 20
+CPU, CUDA = torch.device("cpu"), torch.device("cuda")
+CASES = {
+    "topk": {"architecture": "topk", "k_aux": 3},
+    "batchtopk-transcoder": {"architecture": "batchtopk", "target_hook_point": "out"},
+    "relu": {"architecture": "relu", "l1_penalty": "decoder-norm", "l1_coefficient": 2.0},
+}
+
+
+def config(architecture="topk", **changes):
+    given = {"id": "a", "n_latents": F, "k": 4, "lr": 3e-3, "warmup_steps": 4, "dead_after_tokens": 3 * N}
+    return SAEConfig(**(given | {"architecture": architecture} | changes))
+
+
+def batches(cfg):
+    mix = torch.randn(D, D_OUT, generator=torch.Generator().manual_seed(3))
+    for batch in SyntheticActivations(32, D, mean_active=3).batches(N, STEPS):
+        x = 7 * batch[SYNTHETIC_HOOK_POINT] + 3
+        yield x, 0.1 * x @ mix - 2 if cfg.is_transcoder else None
+
+
+def new_trainer(cfg, form):
+    d_out = D_OUT if cfg.is_transcoder else D
+    return SAETrainer(cfg, D, d_out, total_steps=STEPS, batch_tokens=N, form=form)
+
+
+def begun_trainer(cfg, form, first):
+    trainer = new_trainer(cfg, form)
+    with torch.no_grad():
+        trainer.weights["W_enc"][:, :5] *= 0.05  # these die, and AuxK revives them
+    trainer.initialize(*first)
+    return trainer
+
+
+def check_alike(first, second, tolerance):
+    states = first.state_dict(), second.state_dict()
+    assert states[0].keys() == states[1].keys()
+    for name, tensor in states[0].items():
+        torch.testing.assert_close(tensor, states[1][name], **tolerance, msg=lambda m, n=name: f"{n}: {m}")
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(("form", "precision"), [("dense", "float32"), ("dense", "bfloat16"), ("fused", "bfloat16")])
+def test_a_trainer_trains_alike_in_closed_form_and_by_autograd(case, form, precision):
+    """Half way each goes on from the other's state: what is saved does not tell which form wrote it."""
+    cfg, exact = config(precision=precision, **CASES[case]), precision == "float32"
+    if form == "fused" and not fuses(cfg, CPU):
+        pytest.skip("no C compiler")
+    data = list(batches(cfg))
+    closed, autograd = (begun_trainer(cfg, each, data[0]) for each in (form, "autograd"))
+    for number, (x, target) in enumerate(data):
+        if number == STEPS // 2:
+            states = closed.state_dict(), autograd.state_dict()
+            closed, autograd = new_trainer(cfg, form), new_trainer(cfg, "autograd")
+            closed.load_state_dict(states[1])
+            autograd.load_state_dict(states[0])
+            assert closed.steps_done == autograd.steps_done == STEPS // 2
+        got, expected = closed.step(x, target), autograd.step(x, target)
+        assert got.keys() == expected.keys()
+        for name in got if exact else ("loss", "mse", "fvu", "lr"):
+            torch.testing.assert_close(got[name], expected[name], atol=1e-5, rtol=1e-4 if exact else 0.05)
+    assert "aux_loss" not in got or expected["aux_loss"] > 0
+    if exact:
+        check_alike(closed, autograd, {"atol": 3e-5, "rtol": 1e-4})
+        x = torch.cat([x for x, _ in data[:2]])
+        torch.testing.assert_close(closed.finished().encode(x), autograd.finished().encode(x), atol=1e-2, rtol=1e-3)
+
+
+def test_a_resumed_dense_run_equals_an_uninterrupted_one_bit_for_bit():
+    cfg = config("batchtopk", precision="bfloat16")
+    data = list(batches(cfg))
+    whole = begun_trainer(cfg, "dense", data[0])
+    for x, _ in data[:8]:
+        assert whole.step(x, with_metrics=False) == {}
+    resumed = new_trainer(cfg, "dense")
+    resumed.load_state_dict(whole.state_dict())
+    for x, _ in data[8:]:
+        expected, got = whole.step(x), resumed.step(x)
+        assert all(torch.equal(expected[name], got[name]) for name in expected)
+    check_alike(whole, resumed, {"atol": 0, "rtol": 0})
+
+
+@pytest.mark.parametrize("form", ["autograd", "fused", "dense"])
+def test_weights_that_a_user_changed_are_taken_up(form):
+    cfg = config("relu", sparsity_warmup_fraction=0.0)
+    if form == "fused" and not fuses(cfg, CPU):
+        pytest.skip("no C compiler")
+    data = list(batches(cfg))
+    trainer = begun_trainer(cfg, form, data[0])
+    trainer.step(data[0][0])
+    with torch.no_grad():
+        for name in ("W_enc", "b_enc"):
+            trainer.weights[name].zero_()
+    assert trainer.step(data[1][0])["l0"] == 0
+
+
+def test_what_is_chosen_follows_from_architecture_precision_and_device(monkeypatch):
+    monkeypatch.setattr(cpu, "available", lambda: True)
+    monkeypatch.setattr(forms_module, "_gpu_kernels", lambda: forms_module.eager)
+    for architecture in ARCHITECTURES:
+        closed = architecture in ("relu", "topk", "batchtopk")
+        assert chosen_form(config(architecture), CUDA) == ("dense" if closed else "autograd")
+        assert chosen_form(config(architecture), CPU) == ("fused" if closed else "autograd")
+        for device in (CPU, CUDA):
+            assert chosen_form(config(architecture, precision="float32"), device) == "autograd"
+    monkeypatch.setattr(cpu, "available", lambda: False)
+    assert chosen_form(config(), CPU) == "autograd"
+
+
+def test_without_triton_a_gpu_trains_by_autograd_and_one_warning_says_so(monkeypatch, caplog):
+    monkeypatch.setitem(sys.modules, "sparsight.sae.kernels.gpu", None)
+    monkeypatch.delattr("sparsight.sae.kernels.gpu", raising=False)
+    forms_module._gpu_kernels.cache_clear()
+    with caplog.at_level(logging.WARNING):
+        assert [chosen_form(config(), CUDA) for _ in range(3)] == ["autograd"] * 3
+        with pytest.raises(SAEError, match=r"has no 'dense' step on cuda\. Expected auto or one of autograd"):
+            chosen_form(config(), CUDA, "dense")
+    forms_module._gpu_kernels.cache_clear()
+    assert len(caplog.records) == 1
+    assert "Install sparsight[gpu]" in caplog.text
+
+
+def test_a_form_that_cannot_be_had_is_refused():
+    with pytest.raises(SAEError, match=r"has no 'dense' step on cpu\. Expected auto or one of autograd"):
+        new_trainer(config("jumprelu"), "dense")
+    with pytest.raises(SAEError, match="has no 'quick' step on cpu"):
+        new_trainer(config("relu"), "quick")
