@@ -6,7 +6,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 # Installed first and pinned: a later resolver would otherwise pull another build with gigabytes of GPU packages.
 TORCH ?= torch==2.13.0
 
-.PHONY: demo test lint install bench bench-growth reference-job check-saelens clean
+.PHONY: demo test lint install bench bench-growth bench-optimisers reference-job check-saelens clean
 
 demo: $(VENV)/.installed
 	$(BIN)/sparsight run recipes/demo.toml
@@ -35,6 +35,9 @@ bench: $(VENV)/.installed
 
 bench-growth: $(VENV)/.installed
 	$(BIN)/python benchmarks/growth.py
+
+bench-optimisers: demo
+	$(BIN)/python benchmarks/optimisers.py runs/demo/activations
 
 # The founding job's speed, on a CUDA GPU: torch from its CUDA index first (TORCH), and the kernels of Qwen3.5's linear attention.
 reference-job: $(VENV)/.installed

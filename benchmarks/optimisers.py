@@ -23,7 +23,11 @@ from sparsight.activations import ActivationStore
 from sparsight.metrics import fvu
 from sparsight.sae import SAEConfig, SAETrainer
 
-RATES = {"adam": (5e-4, 1e-3, 2e-3), "signum": (1e-4, 3e-4, 1e-3), "muon": (3e-3, 1e-2, 3e-2)}
+RATES = {
+    "adam": (5e-4, 1e-3, 2e-3, 4e-3, 8e-3),
+    "signum": (1e-4, 3e-4, 1e-3, 3e-3),
+    "muon": (3e-3, 1e-2, 3e-2, 1e-1),
+}
 SEEDS = (0, 1, 2)
 BATCH = 1024
 RECORD = Path(__file__).parent / "records" / "optimisers.json"

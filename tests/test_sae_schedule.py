@@ -37,7 +37,9 @@ def test_the_penaltys_weight_rises_from_zero():
 
 
 def test_the_running_threshold_begins_as_a_plain_mean():
-    assert [threshold_momentum(step) for step in (0, 1, 3, 19, 500)] == [1.0, 0.5, 0.25, 0.05, 0.05]
+    assert [threshold_momentum(step, 1000) for step in (0, 1, 3, 19, 500)] == [1.0, 0.5, 0.25, 0.05, 0.05]
+    assert [threshold_momentum(step, 100) for step in (0, 3, 19)] == [1.0, 0.25, 0.2]  # a short run forgets sooner
+    assert threshold_momentum(9, 10) == 0.5
 
 
 def test_the_table_holds_what_the_functions_give():
@@ -51,4 +53,4 @@ def test_the_table_holds_what_the_functions_give():
         assert row["step_size"] == pytest.approx(lr / (1 - 0.9 ** (step + 1)))
         assert row["root_correction"] == pytest.approx((1 - 0.999 ** (step + 1)) ** -0.5)
         assert row["sparsity_weight"] == pytest.approx(sparsity_weight(cfg, step, 20))
-        assert row["threshold_momentum"] == pytest.approx(threshold_momentum(step))
+        assert row["threshold_momentum"] == pytest.approx(threshold_momentum(step, 20))

@@ -16,9 +16,10 @@ SCHEDULE = ("step_size", "root_correction", "lr", "sparsity_weight", "threshold_
 """The table's columns. The first two are what Adam needs of the learning rate and its step number t:
 lr / (1 - beta1^t) and 1 / sqrt(1 - beta2^t)."""
 
-# weight of the newest smallest-kept value in batchtopk's running threshold, once 20 steps have been averaged: an order
-# statistic of n*k values is hardly noisy, and a longer memory lags in short runs (0.01 left 2.9 of 4 latents active)
-_THRESHOLD_MOMENTUM = 0.05
+# Memory of batchtopk's running threshold in steps: an order statistic of n*k values is hardly noisy, and the threshold falls
+# all along a run. In a run of 60 steps 100 steps left 2.9 of 4 latents active, in one of 64 steps 20 left 21.6 of 32.
+_THRESHOLD_STEPS = 20
+_THRESHOLD_SHARE = 1 / 20  # of all steps, when that is less
 
 # of all steps: a run shorter than its warm-up would never reach the rate that was asked for
 _LONGEST_WARMUP = 1 / 5
@@ -42,9 +43,10 @@ def sparsity_weight(cfg: SAEConfig, steps_done: int, total_steps: int) -> float:
     return min(1.0, steps_done / warmup) if warmup else 1.0
 
 
-def threshold_momentum(steps_done: int) -> float:
+def threshold_momentum(steps_done: int, total_steps: int) -> float:
     """Weight of the newest value in batchtopk's running threshold: a plain mean over the first steps."""
-    return max(_THRESHOLD_MOMENTUM, 1 / (steps_done + 1))
+    memory = min(_THRESHOLD_STEPS, max(2.0, _THRESHOLD_SHARE * total_steps))
+    return max(1 / memory, 1 / (steps_done + 1))
 
 
 def schedule_table(cfg: SAEConfig, total_steps: int) -> Float[Tensor, "total_steps 5"]:
@@ -54,5 +56,5 @@ def schedule_table(cfg: SAEConfig, total_steps: int) -> Float[Tensor, "total_ste
     for done in range(total_steps):
         lr = cfg.lr * lr_factor(cfg, done, total_steps)
         adam = (lr / (1 - beta1 ** (done + 1)), (1 - beta2 ** (done + 1)) ** -0.5)
-        rows.append((*adam, lr, sparsity_weight(cfg, done, total_steps), threshold_momentum(done)))
+        rows.append((*adam, lr, sparsity_weight(cfg, done, total_steps), threshold_momentum(done, total_steps)))
     return torch.tensor(rows, dtype=torch.float64).float()

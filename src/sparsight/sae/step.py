@@ -82,7 +82,7 @@ class HostStep(ABC):
     def _count(self, losses: Losses, n_tokens: int) -> None:
         self.measured["tokens_since_fired"].add_(n_tokens).masked_fill_(losses.latent_sums > 0, 0)
         if losses.threshold is not None:
-            self.measured["threshold"].lerp_(losses.threshold, threshold_momentum(self.steps_done))
+            self.measured["threshold"].lerp_(losses.threshold, threshold_momentum(self.steps_done, self.total_steps))
 
     @torch.no_grad()
     def _metrics(self, losses: Losses, target: Tensor, lr: float) -> dict[str, Tensor]:
