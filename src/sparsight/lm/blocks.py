@@ -26,6 +26,7 @@ _LAYER_PARTS = {"self_attn", "mlp", "input_layernorm", "post_attention_layernorm
 
 
 def recognise(kind: str, module: nn.Module, kernels: Kernels) -> Fast | None:
+    """The module's fast form as one of that kind (norm, mlp, attention, layer); None if it is not recognised."""
     parts = dict(module.named_children())
     if kind == "norm":
         return _fast_norm(module, kernels) if not parts else None
@@ -110,7 +111,8 @@ def _fast_attention(module: Any, kernels: Kernels) -> Fast | None:
     def within(
         self: Any, x: Any, norm: Norm | None, base: Tensor, position_embeddings: Any = None, **kwargs: Any
     ) -> Tensor | None:
-        cos, sin = position_embeddings or (None, None)
+        tables: Any = position_embeddings or (None, None)
+        cos, sin = tables
         if packed is None or x.numel() < FEWEST_ROWS * x.shape[-1] or not is_usual(self, x, cos, sin, kwargs):
             return None
         if not packed.are_held((self.q_proj, self.k_proj, self.v_proj), (self.o_proj,)):
@@ -120,7 +122,8 @@ def _fast_attention(module: Any, kernels: Kernels) -> Fast | None:
         return packed.products.product(mixed, None, packed.weights[1], _rows(base)).view(x.shape)
 
     def attention(self: Any, hidden_states: Any, position_embeddings: Any = None, **kwargs: Any) -> Any:
-        x, (cos, sin) = hidden_states, position_embeddings or (None, None)
+        tables: Any = position_embeddings or (None, None)
+        x, cos, sin = hidden_states, *tables
         if not is_usual(self, x, cos, sin, kwargs) or not _holds(merged, self.q_proj, self.k_proj, self.v_proj):
             return None
         qkv = kernels.product(_rows(x), merged)

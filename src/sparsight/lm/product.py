@@ -1,8 +1,8 @@
 """The C products of product.c, called with tensors: weights packed into AMX tiles once, norm and sum within the product.
 
-Packed weights are a second copy of the projections (200 MB for SmolLM2-135M), so only models up to 2 GB of them are
+Packed weights are a second copy of the projections (7 MB a layer for SmolLM2-135M), so only models up to 2 GB of them are
 packed, and only blocks as wide as the kernels gain from. The modules keep their own weights, and a copy that does not hold
-what they hold now is not used: each call asks torch's version counters, and compares 256 numbers of each weight for what
+what they hold now is not used: each call asks torch's version counters, and compares 64 numbers of each weight for what
 is written past the counters (`weight.data`). The trade-off: a few numbers written that way may go unnoticed.
 """
 
@@ -23,7 +23,7 @@ _MOST_BYTES = 2 << 30
 _MOST_ROWS = 256  # for SmolLM2-135M groups of 128 rows are 13 % slower, of 384 1 %
 _LEAST_ROWS = 128
 _GROUP_BYTES = 3 << 19  # of a thread's L2, 2 MB on every processor with AMX
-_SAMPLES = 256
+_SAMPLES = 64
 _BLOCK = 32
 
 
