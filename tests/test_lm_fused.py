@@ -9,6 +9,7 @@ import torch
 import transformers as hf
 from torch import nn
 from torch.nn import functional as F
+from torch.nn.modules import module as torch_modules
 
 from sparsight.artifact.native import native_library
 from sparsight.lm import LanguageModel
@@ -160,6 +161,7 @@ def test_buffers_are_used_again_only_when_nobody_holds_them(kernels):
 def test_a_fused_model_is_no_farther_from_float32_than_the_unfused(key_heads):
     model = tiny(key_heads)
     twin, counts = fused_copy(model)
+    assert counts.pop("packed_bytes", 0) == 0
     assert counts == {"norm": 2 * LAYERS + 1, "mlp": LAYERS, "attention": LAYERS, "layer": LAYERS}
     exact = run(copy.deepcopy(model).float())
     assert difference(run(twin), exact) < 1.2 * difference(run(model), exact)
@@ -294,7 +296,7 @@ def test_only_what_is_recognised_is_fused(family, kinds):
         model = family_model(family)
     model = model.bfloat16().eval()
     twin, counts = fused_copy(model)
-    found = {kind for kind, n in counts.items() if kind != "none" and n}
+    found = {kind for kind, n in counts.items() if kind not in ("none", "packed_bytes") and n}
     assert found == (kinds if SUPPORT > 1 else kinds - {"attention"})
     assert difference(run(twin), run(model)) < 0.05
     if not kinds:
@@ -333,3 +335,13 @@ def test_a_loaded_model_is_fused_and_records_it(tmp_path):
     assert LanguageModel.load(local(tmp_path), hook_points=["layers.1"]).provenance["fused"] == {
         "none": "not bfloat16 on the CPU"
     }
+
+
+@pytest.mark.parametrize("name", ["_storage_Use_Count", "_has_any_global_hook"])
+def test_nothing_is_fused_where_torch_lacks_a_name_it_needs(monkeypatch, name):
+    monkeypatch.delattr(torch._C if name == "_storage_Use_Count" else torch_modules, name)
+    model = tiny()
+    counts = fuse(model, lambda: run(model))
+    assert list(counts) == ["none"]
+    assert "lacks" in counts["none"]
+    assert not any("forward" in vars(module) for module in model.modules())

@@ -1,7 +1,8 @@
 """Small C sources of ours, compiled on first use by the machine's own compiler, and kept.
 
-The library lands in the cache folder under a hash of source, compiler, flags and processor, so a change of any compiles
-anew. It is compiled for this processor, since what it gains comes from instructions that a portable build may not use.
+The library lands in the cache folder under a hash of source (with the headers beside it), compiler, flags and processor,
+so a change of any compiles anew. It is compiled for this processor, since what it gains comes from instructions that a
+portable build may not use.
 OpenMP comes from the library that torch has loaded: a second one would spin on the same cores.
 
 Without a compiler nothing breaks: callers take their torch form, slower, and `native_library` says so once, aloud.
@@ -16,6 +17,7 @@ import hashlib
 import logging
 import os
 import platform
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -97,8 +99,15 @@ def _compiler() -> str:
 
 
 def _key(source: Path, compiler: str) -> str:
-    parts = (source.read_text(encoding="utf-8"), _run(compiler, "--version"), " ".join(_FLAGS), _processor())
+    parts = (_text(source), _run(compiler, "--version"), " ".join(_FLAGS), _processor())
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
+
+
+def _text(source: Path) -> str:
+    """The source and, once each, the files beside it that it includes."""
+    text = source.read_text(encoding="utf-8")
+    included = sorted(set(re.findall(r'^\s*#include "(.+)"', text, re.MULTILINE)))
+    return "\0".join([text, *(_text(source.parent / name) for name in included)])
 
 
 def _processor() -> str:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from sparsight.artifact.native import native_library
+from sparsight.lm.product import Products
 
 __all__ = ["Kernels", "kernel_library"]
 
@@ -38,6 +39,7 @@ class Kernels:
             self._attention.argtypes = [pointer] * 5 + [number] + [size] * 5 + [ctypes.c_int]
             self._scratch = library.attention_scratch
             self._scratch.argtypes, self._scratch.restype = [size] * 2, size
+        self.products: Products | None = None  # for models whose projections may be packed
         self._lock = threading.Lock()
         self._buffers: list[_Buffer] = []
         self._n_asked = 0
