@@ -6,6 +6,7 @@ import torch
 from sparsight.activations.synthetic import SYNTHETIC_HOOK_POINT, SyntheticActivations
 from sparsight.errors import ActivationError, FormatError, SAEError
 from sparsight.sae import ARCHITECTURES, SAEConfig, SAETrainer, untrained_sae
+from sparsight.sae.activation import batch_topk, keep_topk
 
 D, F, N = 16, 48, 128
 DATA = SyntheticActivations(32, D, mean_active=3)
@@ -157,9 +158,36 @@ def test_the_untrained_baseline_has_the_trained_l0_and_the_initial_weights():
         l0 = [(sae.encode(x) > 0).sum(1).float().mean().item() for sae in (finished, baseline)]
         torch.testing.assert_close(baseline.b_dec, start.finished().b_dec)
         assert l0[0] == pytest.approx(l0[1], rel=0.25)
-        # an initial decoder is the initial encoder
-        torch.testing.assert_close(baseline.W_enc, baseline.W_dec.T)
+        # an initial encoder is the initial decoder, at the scale that fits the first batch
+        scale = 1.0 if architecture == "jumprelu" else initial["encoder_scale"]
+        assert scale == 1.0 or 0.1 < scale < 0.99
+        torch.testing.assert_close(baseline.W_enc, scale * baseline.W_dec.T)
         assert not torch.allclose(finished.W_enc, baseline.W_enc)
+
+
+@pytest.mark.parametrize("architecture", ["topk", "batchtopk", "matryoshka"])
+def test_the_encoders_first_scale_rebuilds_the_first_batch_best(architecture):
+    x = torch.cat(batches(3, start=50))[:256]
+    t = trainer(architecture)
+    t.initialize(x)
+    errors = {}
+    for factor in (0.9, 1.0, 1.1):
+        weights = {name: weight.detach().clone() for name, weight in t.weights.items()}
+        weights["W_enc"] *= factor
+        normalised = x / t._measured["input_scale"]
+        pre = (normalised - weights["b_dec"]) @ weights["W_enc"]
+        z = keep_topk(pre, t.cfg.k) if architecture == "topk" else batch_topk(pre, t.cfg.k)[0]
+        errors[factor] = float((z @ weights["W_dec"] + weights["b_dec"] - normalised).square().sum())
+    assert errors[1.0] < min(errors[0.9], errors[1.1])
+
+
+@pytest.mark.parametrize("change", [{"architecture": "relu"}, {"init": "linear"}, {"target_hook_point": "other"}])
+def test_other_starts_are_not_scaled(change):
+    cfg = SAEConfig(**({"id": "a", "architecture": "topk", "n_latents": F, "k": 4} | change))
+    t = SAETrainer(cfg, D, D, total_steps=5, batch_tokens=N)
+    before, x = t.weights["W_enc"].detach().clone(), batches(1)[0]
+    t.initialize(x, x if cfg.is_transcoder else None)
+    assert torch.equal(t.weights["W_enc"].detach(), before)
 
 
 def test_the_first_batch_must_be_usable():

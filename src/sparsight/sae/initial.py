@@ -5,17 +5,25 @@
     linear   uniform within 1/sqrt(fan_in): W_enc and b_enc by d_in, W_dec by n_latents; b_dec 0. torch's nn.Linear
              default, the founding choice. Unit-norm architectures then scale their decoder rows to 1.
 
-Drawn on CPU from the configuration's seed, so that every device starts alike. b_dec is set from the first batch later.
+Drawn on CPU from the configuration's seed, so that every device starts alike. From the first batch, later: b_dec, and for tied
+autoencoders that select k latents the scale of W_enc, at which that batch is rebuilt with least error. Several random directions
+that lean the same way each carry what they share; at scale 1 their sum overshoots, and the first hundred steps go into undoing it.
 Sources: Gao 2024 (tied, unit norm), Anthropic April 2024 (norm 0.1), Bricken 2023 (geometric median).
 """
+
+from collections.abc import Mapping
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from sparsight.sae.activation import batch_topk, keep_topk
 from sparsight.sae.config import SAEConfig
 
-__all__ = ["geometric_median", "initial_weights"]
+__all__ = ["fitted_scale", "geometric_median", "initial_weights"]
+
+# rows that the encoder's scale is fitted on: one number needs no more, and n x F latents are dense for a moment
+_FITTED_ROWS = 256
 
 
 def initial_weights(cfg: SAEConfig, d_in: int, d_out: int) -> dict[str, Tensor]:
@@ -41,6 +49,25 @@ def initial_weights(cfg: SAEConfig, d_in: int, d_out: int) -> dict[str, Tensor]:
     if cfg.architecture == "jumprelu":
         weights["log_threshold"] = torch.full((n,), cfg.initial_threshold).log()
     return weights | {"b_enc": bias}
+
+
+@torch.no_grad()
+def fitted_scale(
+    cfg: SAEConfig, weights: Mapping[str, Tensor], x: Float[Tensor, "n d_in"], target: Float[Tensor, "n d_out"]
+) -> Float[Tensor, ""]:
+    """What to multiply W_enc by so that z W_dec is nearest to target - b_dec over the first rows; 1 where it is not fitted.
+
+    Scaling the encoder scales the latents and changes none of the choice among them: sum(x_hat * wanted) / sum(x_hat^2).
+    """
+    scale = torch.ones((), device=x.device)
+    if not cfg.selects_k or cfg.init != "tied" or cfg.is_transcoder:
+        return scale
+    x, wanted = x[:_FITTED_ROWS] - weights["b_dec"], target[:_FITTED_ROWS] - weights["b_dec"]
+    pre = x @ weights["W_enc"]
+    z = keep_topk(pre, cfg.k) if cfg.architecture == "topk" else batch_topk(pre, cfg.k)[0]
+    rebuilt = z @ weights["W_dec"]
+    fitted = (rebuilt * wanted).sum() / rebuilt.square().sum()
+    return torch.where(torch.isfinite(fitted) & (fitted > 0), fitted, scale)
 
 
 def geometric_median(x: Float[Tensor, "n d"], iterations: int = 50) -> Float[Tensor, " d"]:

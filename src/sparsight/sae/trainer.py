@@ -21,7 +21,7 @@ from sparsight.sae.autoencoder import SparseAutoencoder
 from sparsight.sae.config import SAEConfig
 from sparsight.sae.folding import fold
 from sparsight.sae.forms import chosen_form, new_step
-from sparsight.sae.initial import geometric_median, initial_weights
+from sparsight.sae.initial import fitted_scale, geometric_median, initial_weights
 from sparsight.sae.kernels.workspace import Workspace
 
 __all__ = ["SAETrainer"]
@@ -70,6 +70,7 @@ class SAETrainer:
             "input_scale": torch.ones((), device=self.device),
             "target_scale": torch.ones((), device=self.device),
             "input_mean": torch.zeros(d_in, device=self.device),
+            "encoder_scale": torch.ones((), device=self.device),
             "input_deviation": torch.ones((), device=self.device),
             "threshold": torch.zeros((), device=self.device),
             "tokens_since_fired": torch.zeros(cfg.n_latents, dtype=torch.int64, device=self.device),
@@ -85,7 +86,7 @@ class SAETrainer:
 
     @torch.no_grad()
     def initialize(self, x: Float[Tensor, "n d_in"], target: Float[Tensor, "n d_out"] | None = None) -> None:
-        """Measure scale and centre on the first batch, and set b_dec; deterministic. Raises ActivationError."""
+        """Measure scale and centre on the first batch, set b_dec and the encoder's scale; deterministic. Raises ActivationError."""
         target = self._checked(x, target)
         x, target = self._on_device(x), self._on_device(target)
         measured = self._measured
@@ -99,6 +100,9 @@ class SAETrainer:
             self.weights["b_dec"].copy_(target.mean(0))
         elif self.cfg.b_dec_init == "geometric_median":
             self.weights["b_dec"].copy_(geometric_median(target))
+        scale = fitted_scale(self.cfg, self.weights, x, target)
+        measured["encoder_scale"].copy_(scale)
+        self.weights["W_enc"].mul_(scale)
         if "log_threshold" in self.weights:
             self.weights["log_threshold"].copy_((self.cfg.initial_threshold * measured["input_deviation"]).log())
         self._initialized = True
@@ -132,7 +136,7 @@ class SAETrainer:
     def initial_state(self, x: Float[Tensor, "n d_in"]) -> dict[str, Tensor]:
         """Before the first step: what `untrained_sae` needs beside the seed, with up to 256 rows of the first batch."""
         assert self.steps_done == 0, "the initial state is gone after the first step"
-        names = ("input_scale", "target_scale", "input_mean")
+        names = ("input_scale", "target_scale", "input_mean", "encoder_scale")
         state = {name: self._measured[name] for name in names} | {
             "b_dec": self.weights["b_dec"],
             "sample": x[:_SAMPLE_ROWS].float(),

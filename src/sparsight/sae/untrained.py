@@ -1,7 +1,7 @@
 """The untrained SAE: the initial weights on the same data, a baseline that every trained SAE must be shown beside.
 
 Random dictionaries rival trained ones on many benchmarks (arXiv:2501.17727), so the report needs one; keeping its weights would double the
-disk. They come from the seed; what the first batch added (scale, centre, b_dec) is a few vectors, kept in `initial.safetensors` with a sample
+disk. They come from the seed; what the first batch added (scales, centre, b_dec) is a few vectors, kept in `initial.safetensors` with a sample
 of that batch. Where a threshold decides what fires it is one value for all latents, set so that on the sample the baseline's L0 is the
 trained SAE's. topk has its k; relu and gated fire as often as their initial weights make them.
 """
@@ -26,13 +26,14 @@ def untrained_sae(trained: SparseAutoencoder, initial: Mapping[str, Tensor]) -> 
     Raises FormatError when `initial` is not of this SAE.
     """
     cfg = trained.cfg
-    wanted = {"sample": trained.d_in, "b_dec": trained.d_out, "input_mean": trained.d_in}
-    for name, width in wanted.items():
-        if name not in initial or initial[name].shape[-1] != width:
+    wanted = {"sample": (trained.d_in,), "b_dec": (trained.d_out,), "input_mean": (trained.d_in,), "encoder_scale": ()}
+    for name, shape in wanted.items():
+        if name not in initial or tuple(initial[name].shape[initial[name].ndim - len(shape) :]) != shape:
             raise FormatError(
-                f"The initial state of SAE {cfg.id} lacks {name} of width {width}. Train it anew to have its baseline."
+                f"The initial state of SAE {cfg.id} lacks {name} of shape {shape}. Train it anew to have its baseline."
             )
     weights = initial_weights(cfg, trained.d_in, trained.d_out) | {"b_dec": initial["b_dec"]}
+    weights["W_enc"] *= initial["encoder_scale"]
     weights.pop("log_threshold", None)
     threshold = torch.zeros(cfg.n_latents)
     if cfg.inference == "jumprelu":

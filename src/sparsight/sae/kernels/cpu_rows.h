@@ -1,0 +1,171 @@
+/* Batches of rows: centring, decode and error, gradients by latent; included by cpu.c. */
+
+/* centred = bf16(x / scale - centre), and where wanted normalised = x / scale, for x in bfloat16 or float32. What `centred`
+   has beyond d columns is 1, 1, 0, ...: the product with weights beside the two halves of a bias then adds the bias. */
+void centre_rows(const void *x, int64_t is_bf16, int64_t n, int64_t d, int64_t stride, float scale, const float *centre,
+                 bf16 *centred, float *normalised) {
+    float factor = 1 / scale;
+#pragma omp parallel for schedule(static)
+    for (int64_t i = 0; i < n; i++) {
+        float row[d];
+        if (is_bf16)
+            for (int64_t c = 0; c < d; c++) row[c] = wide(((const bf16 *)x)[i * d + c]) * factor;
+        else
+            for (int64_t c = 0; c < d; c++) row[c] = ((const float *)x)[i * d + c] * factor;
+        if (normalised) memcpy(normalised + i * d, row, d * sizeof(float));
+        if (centred)
+            for (int64_t c = 0; c < stride; c++)
+                centred[i * stride + c] = narrow(c < d ? row[c] - centre[c] : c < d + 2 ? 1 : 0);
+    }
+}
+
+enum { CHUNK = 128 }; /* rows whose share of a sum over all rows is added up on its own, whoever does it */
+
+/* What a row's error gives, for `width` of its columns: its gradient, and that gradient's share in its sum over rows. */
+static double finish_row(const float *row, int64_t width, float factor, bf16 *d_x_hat, float *d_bias, float *error) {
+    for (int64_t c = 0; c < width; c++) {
+        d_x_hat[c] = narrow(row[c] * factor);
+        d_bias[c] += row[c] * factor;
+    }
+    if (error) memcpy(error, row, width * sizeof(float));
+    return dot(row, row, width);
+}
+
+/* Decode, error and gradients of the active latents, a row at a time, so that its decoder rows are fetched once. */
+void decode_rows(int64_t n, int64_t d, const int64_t *starts, const int32_t *latents, const bf16 *values,
+                 const bf16 *W_dec, const float *b_dec, const float *target, float factor, const float *penalty,
+                 bf16 *d_x_hat, float *d_bias, float *d_values, float *error, double *squares) {
+    int64_t n_chunks = (n + CHUNK - 1) / CHUNK;
+    float *parts = calloc(n_chunks * d, sizeof(float));
+#pragma omp parallel
+    {
+        float *row = scratch(d);
+#pragma omp for schedule(static)
+        for (int64_t chunk = 0; chunk < n_chunks; chunk++)
+            for (int64_t i = chunk * CHUNK; i < n && i < (chunk + 1) * CHUNK; i++) {
+                int64_t first = starts[i], m = starts[i + 1] - first;
+                bf16 *slope = d_x_hat + i * d;
+                for (int64_t c = 0; c < d; c++) row[c] = b_dec[c] - target[i * d + c];
+                add_rows(row, d, d, m, latents + first, values + first, W_dec);
+                squares[i] = finish_row(row, d, factor, slope, parts + chunk * d, error ? error + i * d : 0);
+                for (int64_t e = first; e < first + m; e++) {
+                    float dot = dot_half(slope, W_dec + (int64_t)latents[e] * d, d);
+                    d_values[e] = values[e] ? dot + (penalty ? penalty[latents[e]] : 0) : 0;
+                }
+            }
+        free(row);
+    }
+    add_parts(n_chunks, d, parts, d_bias);
+    free(parts);
+}
+
+/* Compressed rows to compressed columns: entry order[p] is active in latent j for column_starts[j] <= p < column_starts[j + 1].
+   Each thread counts and then places the entries of its rows, behind those of the threads before it. */
+void transpose_rows(int64_t n, int64_t width, const int64_t *starts, const int32_t *latents, int64_t *column_starts,
+                    int32_t *rows, int32_t *order) {
+    int64_t n_parts = omp_get_max_threads();
+    int64_t *next = calloc(n_parts * width, sizeof(int64_t));
+#pragma omp parallel for schedule(static)
+    for (int64_t part = 0; part < n_parts; part++)
+        for (int64_t e = starts[part * n / n_parts]; e < starts[(part + 1) * n / n_parts]; e++)
+            next[part * width + latents[e]]++;
+    int64_t at = 0;
+    for (int64_t j = 0; j < width; j++) {
+        column_starts[j] = at;
+        for (int64_t part = 0; part < n_parts; part++) {
+            int64_t count = next[part * width + j];
+            next[part * width + j] = at;
+            at += count;
+        }
+    }
+    column_starts[width] = at;
+#pragma omp parallel for schedule(static)
+    for (int64_t part = 0; part < n_parts; part++)
+        for (int64_t i = part * n / n_parts; i < (part + 1) * n / n_parts; i++)
+            for (int64_t e = starts[i]; e < starts[i + 1]; e++) {
+                int64_t p = next[part * width + latents[e]]++;
+                rows[p] = (int32_t)i;
+                order[p] = (int32_t)e;
+            }
+    free(next);
+}
+
+/* Entries from the order of rows to that of latents, in bfloat16, and the sum of each latent's. */
+void sort_entries(int64_t width, const int64_t *column_starts, const int32_t *order, const void *entries, int64_t is_bf16,
+                  bf16 *sorted, float *sums) {
+#pragma omp parallel for schedule(static)
+    for (int64_t j = 0; j < width; j++) {
+        float sum = 0;
+        for (int64_t p = column_starts[j]; p < column_starts[j + 1]; p++) {
+            float entry = is_bf16 ? wide(((const bf16 *)entries)[order[p]]) : ((const float *)entries)[order[p]];
+            sum += entry;
+            sorted[p] = narrow(entry);
+        }
+        sums[j] = sum;
+    }
+}
+
+/* out[j] = bf16(sum over latent j's entries of sorted * other[row]), a block of columns at a time: with many rows, a block
+   stays in a core's cache where whole rows would not. */
+void gather_gradients(int64_t width, int64_t d, int64_t stride, int64_t block, const int64_t *column_starts,
+                      const int32_t *rows, const bf16 *sorted, const bf16 *other, bf16 *out) {
+    int64_t n_blocks = (d + block - 1) / block;
+#pragma omp parallel
+    {
+        float *g = scratch(block);
+#pragma omp for collapse(2) schedule(static)
+        for (int64_t b = 0; b < n_blocks; b++)
+            for (int64_t j = 0; j < width; j++) {
+                int64_t at = b * block, n = at + block < d ? block : d - at, first = column_starts[j];
+                memset(g, 0, n * sizeof(float));
+                add_rows(g, n, stride, column_starts[j + 1] - first, rows + first, sorted + first, other + at);
+                for (int64_t c = 0; c < n; c++) out[j * d + at + c] = narrow(g[c]);
+            }
+        free(g);
+    }
+}
+
+/* Error and its gradient where the reconstruction, still without bias, comes from a product. */
+void error_rows(int64_t n, int64_t d, const bf16 *x_hat, const float *b_dec, const float *target, float factor,
+                bf16 *d_x_hat, float *d_bias, float *error, double *squares) {
+    int64_t n_chunks = (n + CHUNK - 1) / CHUNK;
+    float *parts = calloc(n_chunks * d, sizeof(float));
+#pragma omp parallel
+    {
+        float *row = scratch(d);
+#pragma omp for schedule(static)
+        for (int64_t chunk = 0; chunk < n_chunks; chunk++)
+            for (int64_t i = chunk * CHUNK; i < n && i < (chunk + 1) * CHUNK; i++) {
+                for (int64_t c = 0; c < d; c++) row[c] = wide(x_hat[i * d + c]) + b_dec[c] - target[i * d + c];
+                squares[i] =
+                    finish_row(row, d, factor, d_x_hat + i * d, parts + chunk * d, error ? error + i * d : 0);
+            }
+        free(row);
+    }
+    add_parts(n_chunks, d, parts, d_bias);
+    free(parts);
+}
+
+/* d_z = [z > 0] (d_z + penalty) in place, with the column sums of z and d_z, and how many of each column's z are positive. */
+void mask_columns(int64_t n, int64_t width, const bf16 *z, bf16 *d_z, const float *penalty, float *z_sums, float *d_sums,
+                  float *counts) {
+#pragma omp parallel for schedule(static)
+    for (int64_t at = 0; at < width; at += 256) {
+        int64_t m = at + 256 < width ? 256 : width - at;
+        float sums[256] = {0}, slopes[256] = {0}, active[256] = {0};
+        for (int64_t i = 0; i < n; i++) {
+            const bf16 *value = z + i * width + at;
+            bf16 *slope = d_z + i * width + at;
+            for (int64_t c = 0; c < m; c++) {
+                float on = value[c] ? 1.0f : 0.0f, masked = on * (wide(slope[c]) + penalty[at + c]);
+                sums[c] += wide(value[c]);
+                slopes[c] += masked;
+                active[c] += on;
+                slope[c] = narrow(masked);
+            }
+        }
+        memcpy(z_sums + at, sums, m * sizeof(float));
+        memcpy(d_sums + at, slopes, m * sizeof(float));
+        memcpy(counts + at, active, m * sizeof(float));
+    }
+}
