@@ -22,7 +22,7 @@ ARCHITECTURES = {
 }
 # Around each optimiser's own default: Adam's for three tools, signum's for sparsify (whose own is 9.4e-3 at this width).
 RATES = dict.fromkeys(TOOLS, (3e-4, 1e-3, 3e-3)) | {"sparsify": (3e-3, 1e-2, 3e-2)}
-RELU_RATE = 3e-3  # at 1e-3 L0 is still in the hundreds to thousands after these few steps, for every tool
+RELU_RATES = (3e-3, 1e-2)  # at 1e-3 L0 is still in the hundreds to thousands after these few steps, for every tool
 # Coefficients that end between L0 30 and 300 here; each tool scales its penalty its own way. Ours are several, so that FVU can be read
 # at each peer's own L0.
 L1 = {
@@ -116,7 +116,7 @@ def _n_tokens(part: str, sizes: Sizes) -> int:
 
 
 def _training(repeat: int, sizes: Sizes, best: dict[tuple[Any, ...], float]) -> Iterator[Job]:
-    """relu has no search: a rate changes L0 too, so FVU alone cannot choose one."""
+    """relu runs at all its rates: a rate changes L0 too, so FVU alone cannot choose one."""
     for architecture in ("topk", "batchtopk", "relu"):
         for tool in TOOLS:
             if architecture not in ARCHITECTURES[tool]:
@@ -127,12 +127,11 @@ def _training(repeat: int, sizes: Sizes, best: dict[tuple[Any, ...], float]) -> 
             common["epochs"] = sizes.relu_epochs if architecture == "relu" else 1
             for setting in ("default", "float32") if tool == "sparsight" and architecture == "topk" else ("default",):
                 yield _job(sizes, repeat, **common, setting=setting, l1=middle)
-            searched = architecture != "relu" and repeat == 0
-            found = RELU_RATE if architecture == "relu" else best.get((tool, architecture))
+            found = best.get((tool, architecture))
+            searched = RATES[tool] if repeat == 0 else (found,) if found else ()
             for l1 in coefficients:
-                for lr in RATES[tool] if searched else (found,):
-                    if lr is not None:
-                        yield _job(sizes, repeat, **common, setting="best", l1=l1, lr=lr)
+                for lr in RELU_RATES if architecture == "relu" else searched:
+                    yield _job(sizes, repeat, **common, setting="best", l1=l1, lr=lr)
 
 
 def _job(sizes: Sizes, seed: int, **options: Any) -> Job:

@@ -21,6 +21,8 @@ import torch
 from measure import Job, batches_of
 from torch import Tensor
 
+from sparsight.sae.kernels import cpu
+
 SECONDS = 0.5
 _BANDWIDTH_BYTES = 1 << 28
 _FILE_BYTES = 1 << 28
@@ -101,32 +103,53 @@ def projections_seconds(shapes: list[tuple[int, int, int]], n_tokens: int, dtype
 
 
 def training_share(job: Job, new_step: Callable[[str, Tensor], Callable[[Tensor], Any]]) -> dict[str, Any]:
-    """Architecture -> ms of a step and of the encoder product, its share, and what takes the most time."""
-    rows, batches = batches_of(job)
-    a, b = batches[0].bfloat16(), torch.randn(rows.shape[1], job["n_latents"]).bfloat16()
-    out = torch.empty(len(a), job["n_latents"], dtype=torch.bfloat16)
-    product = seconds_of(lambda: torch.mm(a, b, out=out))
+    """`architecture, rows` -> ms of a step and of the encoder product, its share, and what takes the most time.
+
+    Also with steps of four batches: what a step costs whatever its size, the pass over all weights, weighs less then.
+    """
+    rows, _ = batches_of(job)
+    weights = torch.randn(rows.shape[1], job["n_latents"]).bfloat16()
     shares = {}
-    for architecture in ("topk", "batchtopk", "relu"):
-        step = new_step(architecture, batches[0])
-        turn = iter(range(10**9))
-        seconds = seconds_of(lambda step=step, turn=turn: step(batches[next(turn) % len(batches)]), at_least=5)
-        shares[architecture] = {
-            "ms_per_step": 1000 * seconds,
-            "encoder_product_ms": 1000 * product,
-            "share": product / seconds,
-            "largest": largest_operations(lambda step=step: step(batches[0])),
-        }
+    for n in (job["batch_tokens"], 4 * job["batch_tokens"]):
+        batches = [batch for batch in rows.split(n) if len(batch) == n]
+        out = torch.empty(n, job["n_latents"], dtype=torch.bfloat16)
+        x = rows[:n].bfloat16()
+        product = seconds_of(lambda x=x, out=out: torch.mm(x, weights, out=out))
+        for architecture in ("topk", "batchtopk", "relu"):
+            step = new_step(architecture, batches[0])
+            turn = iter(range(10**9))
+            seconds = seconds_of(
+                lambda step=step, turn=turn, batches=batches: step(batches[next(turn) % len(batches)]), at_least=5
+            )
+            shares[f"{architecture}, {n} rows"] = {
+                "ms_per_step": 1000 * seconds,
+                "encoder_product_ms": 1000 * product,
+                "share": product / seconds,
+                "largest": largest_operations(lambda step=step, batches=batches: step(batches[0])),
+            }
     return shares
 
 
-def largest_operations(call: Callable[[], Any], n: int = 4) -> list[str]:
-    """`name 12 %` of the operations with the most time of their own."""
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
-        call()
-    events = sorted(profile.key_averages(), key=lambda event: -event.self_cpu_time_total)
-    total = sum(event.self_cpu_time_total for event in events) or 1
-    return [f"{event.key} {100 * event.self_cpu_time_total / total:.0f} %" for event in events[:n]]
+def largest_operations(call: Callable[[], Any], n: int = 5) -> list[str]:
+    """`name 12 %` of the operations with the most time of their own; our compiled kernels are told by name or as one."""
+    plain = cpu._call
+
+    def told(name: str, *arguments: Any) -> None:
+        with torch.profiler.record_function(name):
+            plain(name, *arguments)
+
+    cpu._call = told
+    try:
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+            began = time.perf_counter()
+            call()
+            wall = 1e6 * (time.perf_counter() - began)
+    finally:
+        cpu._call = plain
+    times = {event.key: event.self_cpu_time_total for event in profile.key_averages()}
+    times["compiled blocks and Python"] = max(0.0, wall - sum(times.values()))
+    largest = sorted(times.items(), key=lambda item: -item[1])[:n]
+    return [f"{name} {100 * spent / wall:.0f} %" for name, spent in largest]
 
 
 def seconds_of(call: Callable[[], Any], *, at_least: int = 3) -> float:

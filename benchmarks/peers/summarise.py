@@ -97,8 +97,8 @@ def _speed(title: str, runs: Sequence[Record], part: str) -> str:
 def _training(runs: Sequence[Record]) -> str:
     rows = []
     by_case = groups(_of(runs, "train"), "architecture", "l1", "tool", "setting")
-    for (architecture, l1, tool, setting), group in by_case.items():
-        searched = chosen(group) if setting == "best" and any(run["job"]["seed"] == 0 for run in group) else group
+    cases = [(key, part) for key, group in by_case.items() for part in _rates_apart(key[0], group)]
+    for (architecture, l1, tool, setting), searched in cases:
         ours = by_case.get((architecture, _middle(by_case, architecture), OURS, "default"), [])
         same = tool == OURS and setting == "default"
         lr = searched[0]["job"]["lr"] or "its own"
@@ -119,28 +119,44 @@ def _training(runs: Sequence[Record]) -> str:
     return _table("Training from activations in memory", head, rows)
 
 
+def _rates_apart(architecture: str, group: list[Record]) -> list[list[Record]]:
+    """relu's rates each; of a search the best one."""
+    if architecture == "relu":
+        return list(groups(group, "lr").values())
+    searched = group[0]["job"]["setting"] == "best" and any(run["job"]["seed"] == 0 for run in group)
+    return [chosen(group) if searched else group]
+
+
 def _middle(by_case: dict[tuple[Any, ...], list[Record]], architecture: str) -> float | None:
     """The coefficient at which ours ran at its default; it does not change the speed."""
     return next((key[1] for key in by_case if key[0] == architecture and key[2:] == (OURS, "default")), None)
 
 
 def _equal_l0(runs: Sequence[Record]) -> str:
-    """Ours at each peer's L0, both at their best setting."""
+    """Ours at each peer's L0, both at their best setting: for ours, at the better of its rates."""
     relu = [
         run for run in _of(runs, "train") if run["job"]["architecture"] == "relu" and run["job"]["setting"] == "best"
     ]
-    by_case = groups(relu, "tool", "l1")
-    curve = [
-        (run["result"]["l0"], run["result"]["fvu"]) for key, group in by_case.items() if key[0] == OURS for run in group
-    ]
+    by_case = groups(relu, "tool", "lr", "l1")
+    points = {
+        key: tuple(statistics.median(run["result"][name] for run in group) for name in ("l0", "fvu"))
+        for key, group in by_case.items()
+    }
+    rates = {lr for tool, lr, _ in points if tool == OURS}
+    curves = [[point for (tool, lr, _), point in points.items() if (tool, lr) == (OURS, rate)] for rate in rates]
     rows = []
-    for (tool, l1), group in by_case.items():
+    for (tool, lr, l1), (l0, theirs) in points.items():
         if tool == OURS:
             continue
-        l0, theirs = (statistics.median(run["result"][name] for run in group) for name in ("l0", "fvu"))
-        ours = fvu_at_l0(curve, l0)
-        there = "outside ours" if ours is None else f"{ours:.3f}"
-        rows.append([f"{tool}, L1 {l1:g}", f"{l0:.1f}", f"{theirs:.3f}", there])
+        ours = [found for curve in curves if (found := fvu_at_l0(curve, l0)) is not None]
+        rows.append(
+            [
+                f"{tool}, L1 {l1:g}, lr {lr:g}",
+                f"{l0:.1f}",
+                f"{theirs:.3f}",
+                f"{min(ours):.3f}" if ours else "outside ours",
+            ]
+        )
     head = ["tool at its best setting", "L0", "its FVU", "Sparsight's at that L0"]
     return _table("ReLU at equal L0, held-out FVU", head, rows)
 
