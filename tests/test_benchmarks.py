@@ -103,7 +103,9 @@ def test_relu_is_compared_at_the_peers_l0():
         run("sparsight", "best", architecture="relu", l1=l1, lr=1e-3, l0=l0, fvu=fvu)
         for l1, l0, fvu in ((1.0, 100.0, 0.1), (2.0, 10.0, 0.4))
     ]
-    ours.append(run("sparsight", "best", architecture="relu", l1=1.0, lr=1e-2, l0=100.0, fvu=0.05))  # no curve: one point
+    ours.append(
+        run("sparsight", "best", architecture="relu", l1=1.0, lr=1e-2, l0=100.0, fvu=0.05)
+    )  # no curve: one point
     theirs = [run("sae-lens", "best", architecture="relu", l1=5.0, lr=1e-3, l0=1000**0.5, fvu=0.6)]
     assert "| sae-lens, L1 5, lr 0.001 | 31.6 | 0.600 | 0.200 |" in markdown(record([*ours, *theirs]))
 
