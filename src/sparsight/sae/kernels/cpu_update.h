@@ -4,7 +4,7 @@ typedef struct { /* cpu.py, _Adam */
     float lr, beta1, beta2, eps, correction1, correction2; /* corrections: 1 - beta^t */
 } adam_t;
 
-/* 1 / (sqrt(v) * root + eps) to float32's precision. Estimates and one Newton step each: sqrt and / take three times as long. */
+/* 1 / (sqrt(v) * root + eps) to float32's precision, by estimates and a Newton step each. No faster where memory is the limit (docs/log.md). */
 static inline floats inverse(floats v, float root, float eps) {
 #ifdef __AVX512F__
     v = (floats)_mm512_max_ps((__m512)v, _mm512_set1_ps(1e-37f));
