@@ -27,11 +27,12 @@ from torch import Tensor
 from sparsight.errors import SAEError
 from sparsight.sae.config import SAEConfig
 from sparsight.sae.kernels import eager
+from sparsight.sae.products import product
 from sparsight.sae.schedule import schedule_table
+from sparsight.sae.step import CLOSED_FORM
 
 __all__ = ["DenseStep"]
 
-_ARCHITECTURES = ("relu", "topk", "batchtopk")
 _TINY = torch.finfo(torch.float32).tiny
 
 
@@ -72,7 +73,7 @@ class DenseStep:
         k_aux. Raises SAEError for an architecture without a closed form here.
         """
         if not self.supports(cfg):
-            known = ", ".join(_ARCHITECTURES)
+            known = ", ".join(CLOSED_FORM)
             raise SAEError(f"SAE {cfg.id}: {cfg.architecture} has no closed-form step; {known} have one.")
         self.cfg, self.ops, self.total_steps = cfg, ops, total_steps
         self.dtype = torch.bfloat16 if cfg.precision == "bfloat16" else torch.float32
@@ -98,7 +99,7 @@ class DenseStep:
     @staticmethod
     def supports(cfg: SAEConfig) -> bool:
         """Whether this step can train `cfg`."""
-        return cfg.architecture in _ARCHITECTURES
+        return cfg.architecture in CLOSED_FORM
 
     @staticmethod
     def aux_columns(cfg: SAEConfig, d_in: int) -> int:
@@ -132,17 +133,17 @@ class DenseStep:
         z, threshold = pre, self._select(pre)
         selected = self.cfg.architecture == "topk" and self.cfg.k < self.cfg.n_latents
         sums, fired = self.ops.activate_(z, threshold, write=not selected)
-        e = _product(z, W_dec)
+        e = product(z, W_dec)
         scale = self._measured["target_scale" if self.cfg.is_transcoder else "input_scale"]
         g, squares = self.ops.residual_(e, self._weights["b_dec"], target, scale, self.dtype)
-        gradients = {"W_dec": _product(z.T, g), "b_dec": e.sum(0) * (2 / e.numel())}
+        gradients = {"W_dec": product(z.T, g), "b_dec": e.sum(0) * (2 / e.numel())}
         done = _Pass(z, e, sums, fired, squares / e.numel(), threshold, gradients)
         dz = g @ W_dec.T
         shift = self._penalise(done, planned)
         gradients["b_enc"] = self.ops.mask_gradient_(dz, z, shift)
         if dead is not None:
             self._add_auxk(done, dz, W_dec, *dead)
-        gradients["W_enc"] = _product(dz.T, x)
+        gradients["W_enc"] = product(dz.T, x)
         if not self.cfg.is_transcoder:
             gradients["b_dec"] -= self._weights["W_enc"].T @ gradients["b_enc"]
         return done
@@ -196,14 +197,14 @@ class DenseStep:
         else:
             a.relu_()
         rows = W_dec.index_select(0, columns)
-        miss = _product(a, rows).add_(done.e)  # the residual to rebuild is -e
+        miss = product(a, rows).add_(done.e)  # the residual to rebuild is -e
         variance = (done.e - done.e.mean(0)).square_().mean().clamp_min(_TINY)
         done.aux = miss.square().mean() / variance * any_dead
         g = (miss * (self.cfg.auxk_coefficient * 2 / miss.numel() * any_dead / variance)).to(self.dtype)
         da = g @ rows.T
         gradients = done.gradients
         gradients["b_enc"].index_add_(0, columns, self.ops.mask_gradient_(da, a))
-        gradients["W_dec"].index_add_(0, columns, _product(a.T, g))
+        gradients["W_dec"].index_add_(0, columns, product(a.T, g))
         dz.index_copy_(1, columns, dz.index_select(1, columns).add_(da))
 
     def _update(self, done: _Pass, planned: Tensor) -> None:
@@ -258,10 +259,3 @@ def _rows_of_latents(name: str, tensor: Tensor) -> Tensor:
         return tensor
     assert tensor.T.is_contiguous(), "W_enc and its moments must be transposed views of [F, d_in] matrices"
     return tensor.T
-
-
-def _product(a: Tensor, b: Tensor) -> Tensor:
-    """a @ b in float32; only CUDA can hand the float32 accumulator out, CPU rounds it to the inputs' type first."""
-    if a.dtype != torch.float32 and a.is_cuda:
-        return torch.mm(a, b, out_dtype=torch.float32)
-    return (a @ b).float()

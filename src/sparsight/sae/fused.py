@@ -26,7 +26,7 @@ from sparsight.sae.config import SAEConfig
 from sparsight.sae.kernels import cpu
 from sparsight.sae.kernels.workspace import Workspace
 from sparsight.sae.losses import Losses, auxk_loss
-from sparsight.sae.step import HostStep, Moments
+from sparsight.sae.step import CLOSED_FORM, HostStep, Moments
 
 __all__ = ["FusedStep", "fuses"]
 
@@ -35,7 +35,7 @@ _SPARSE_SHARE = 1 / 20
 
 def fuses(cfg: SAEConfig, device: torch.device) -> bool:
     """Whether this SAE's step has the closed form here: its architecture, bfloat16 products, a CPU with the kernels."""
-    known = cfg.architecture in ("relu", "topk", "batchtopk") and cfg.precision == "bfloat16"
+    known = cfg.architecture in CLOSED_FORM and cfg.precision == "bfloat16"
     return known and device.type == "cpu" and cpu.available()
 
 
@@ -165,7 +165,7 @@ class FusedStep(HostStep):
         theirs = pre.index_select(1, columns).requires_grad_()
         rows = self.weights["W_dec"].detach().index_select(0, columns).requires_grad_()
         everyone = torch.ones(len(columns), dtype=torch.bool)
-        k_aux = min(self.cfg.aux_latents(self._W_enc.shape[1]), self.cfg.n_latents)
+        k_aux = self.cfg.aux_latents(self._W_enc.shape[1])
         loss = auxk_loss(theirs, rows, -slopes.decoded.error, everyone, k_aux)
         d_pre, d_rows = torch.autograd.grad(self.cfg.auxk_coefficient * loss, (theirs, rows))
         slopes.W_enc[columns] += d_pre.T @ centred[:, : self._W_enc.shape[1]]

@@ -20,7 +20,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional
 
-__all__ = ["column_sums", "decode", "decode_prefixes", "decode_sparse", "encode", "spread"]
+__all__ = ["column_sums", "decode", "decode_prefixes", "decode_sparse", "encode", "product", "spread"]
 
 
 def encode(
@@ -82,7 +82,7 @@ class _Encode(torch.autograd.Function):
         grad = grads[0]
         sums = _sums(grad)
         d_centre = -(W_enc @ sums) if ctx.needs_input_grad[1] else None
-        return None, d_centre, _product(centred.T, grad), sums, None
+        return None, d_centre, product(centred.T, grad), sums, None
 
 
 class _DecodePrefixes(torch.autograd.Function):
@@ -91,7 +91,7 @@ class _DecodePrefixes(torch.autograd.Function):
         z, weights = z.to(dtype), W_dec.to(dtype)
         ctx.save_for_backward(z, weights)
         ctx.prefixes = prefixes
-        parts = [_product(z[:, a:b], weights[a:b]) for a, b in _segments(prefixes)]
+        parts = [product(z[:, a:b], weights[a:b]) for a, b in _segments(prefixes)]
         return torch.stack(parts).cumsum_(0) if len(parts) > 1 else parts[0].unsqueeze(0)
 
     @staticmethod
@@ -102,7 +102,7 @@ class _DecodePrefixes(torch.autograd.Function):
             grad = grad.flip(0).cumsum(0).flip(0)
         pairs = list(zip(grad.to(z.dtype), _segments(ctx.prefixes), strict=True))
         d_z = _joined([reaching @ weights[a:b].T for reaching, (a, b) in pairs], dim=1)
-        d_W = _joined([_product(z[:, a:b].T, reaching) for reaching, (a, b) in pairs], dim=0)
+        d_W = _joined([product(z[:, a:b].T, reaching) for reaching, (a, b) in pairs], dim=0)
         return d_z, d_W, None, None
 
 
@@ -113,7 +113,7 @@ class _DecodeSparse(torch.autograd.Function):
         ctx.save_for_backward(indices, values, weights)
         if W_dec.device.type == "cpu":
             return functional.embedding_bag(indices, W_dec, per_sample_weights=values.to(W_dec.dtype), mode="sum")
-        return _product(spread(indices, values.to(dtype), len(weights)), weights)
+        return product(spread(indices, values.to(dtype), len(weights)), weights)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
@@ -121,7 +121,7 @@ class _DecodeSparse(torch.autograd.Function):
         grad = grads[0].to(weights.dtype)
         d_values = (grad @ weights.T).gather(1, indices).to(values.dtype)
         dense = spread(indices, values.to(weights.dtype), len(weights))
-        return None, d_values, _product(dense.T, grad), None
+        return None, d_values, product(dense.T, grad), None
 
 
 class _ColumnSums(torch.autograd.Function):
@@ -136,7 +136,7 @@ class _ColumnSums(torch.autograd.Function):
 
 
 def _sums(z: Tensor) -> Tensor:
-    return _product(z.new_ones(1, len(z)), z)[0]
+    return product(z.new_ones(1, len(z)), z)[0]
 
 
 def _joined(parts: list[Tensor], dim: int) -> Tensor:
@@ -147,7 +147,7 @@ def _segments(prefixes: tuple[int, ...]) -> list[tuple[int, int]]:
     return list(zip((0, *prefixes[:-1]), prefixes, strict=True))
 
 
-def _product(a: Tensor, b: Tensor) -> Tensor:
+def product(a: Float[Tensor, "n m"], b: Float[Tensor, "m d"]) -> Float[Tensor, "n d"]:
     """a @ b as float32; only CUDA can hand the float32 accumulator out, CPU rounds it to the inputs' type first."""
     if a.dtype != torch.float32 and a.is_cuda:
         return torch.mm(a, b, out_dtype=torch.float32)

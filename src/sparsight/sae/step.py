@@ -16,7 +16,10 @@ from sparsight.sae.config import SAEConfig
 from sparsight.sae.losses import Losses
 from sparsight.sae.schedule import lr_factor, sparsity_weight, threshold_momentum
 
-__all__ = ["HostStep", "Moments", "TrainingStep"]
+__all__ = ["CLOSED_FORM", "HostStep", "Moments", "TrainingStep"]
+
+CLOSED_FORM = ("relu", "topk", "batchtopk")
+"""Architectures whose step is also written without autograd."""
 
 Moments = Mapping[str, Mapping[str, Tensor]]
 """Adam's exp_avg and exp_avg_sq, by the weights' names."""

@@ -33,6 +33,7 @@ __all__ = [
     "Active",
     "AdamStep",
     "Columns",
+    "Decoded",
     "available",
     "batch_bound",
     "centre",
@@ -330,6 +331,7 @@ def _bits(value: float) -> int:
     return int(torch.tensor(value, dtype=torch.float64).bfloat16().view(torch.int16))
 
 
+@cache
 def _library() -> Any:
     library = native_library(_SOURCE)
     assert library is not None, "available() comes first"
