@@ -1,5 +1,8 @@
 """The store: what is written is what the model gave, each token once, held out apart, and damage is named."""
 
+import hashlib
+import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +12,8 @@ from safetensors import safe_open
 
 from conftest import make_documents, write_texts
 from sparsight.activations import ActivationStore, CaptureConfig
-from sparsight.activations.shard import decode_int8, encode_int8
+from sparsight.activations.int8 import decode_int8, encode_int8
+from sparsight.artifact import read_json, write_json
 from sparsight.collect import collect_activations
 from sparsight.errors import ActivationError, RunError, StoreError, TextError
 from sparsight.lm import LanguageModel, TextConfig, is_heldout, iter_pieces, make_batches
@@ -106,6 +110,11 @@ def test_int8_store_reads_back_close(tmp_path: Path, reader: LanguageModel, text
         collect_activations(reader, text_config(text_path), capture_config(dtype="int8"), tmp_path / "b"), "heldout"
     )["x"]
     assert ((small - exact).abs().amax(1) <= exact.abs().amax(1) / 254 * 1.001).all()
+    twice = ActivationStore.open(tmp_path / "b").batches("train", 3, epochs=2)
+    epochs = torch.cat([batch[HOOK] for batch in twice]).split(4998)
+    sums = [epoch.double().sum(1).sort().values for epoch in epochs]
+    assert not torch.equal(epochs[0], epochs[1])
+    assert torch.equal(sums[0], sums[1])  # each row with its own scale in any order
 
 
 def test_batches_from_the_middle_equal_those_of_a_whole_pass(
@@ -188,8 +197,88 @@ def test_an_altered_shard_is_found_when_it_is_read(tmp_path: Path, reader: Langu
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 1
     path.write_bytes(data)
-    with pytest.raises(StoreError, match="sha256 differs"):
+    altered = ActivationStore.open(tmp_path)
+    with pytest.raises(StoreError, match=r"train-00001.* \(hash of `layers\.2\.mlp` differs"):
+        list(altered.batches("train", 100))
+    rest = ActivationStore.open(tmp_path, skip_damaged=True)
+    assert [what for what in rest.damaged if "train-00001" in what] == rest.damaged != []
+    assert rest.n_tokens("train") == 4998 - store.shards("train")[1].n_rows
+
+
+def test_damage_to_what_stands_beside_the_rows_is_found(tmp_path: Path, reader: LanguageModel, text_path: str) -> None:
+    store = collect_activations(reader, text_config(text_path), capture_config(), tmp_path)
+    path = tmp_path / store.shards("train")[1].file
+    good = path.read_bytes()
+    end = 8 + int.from_bytes(good[:8], "little")
+    for name, place in json.loads(good[8:end]).items():
+        if name == "__metadata__":
+            continue
+        data = bytearray(good)
+        data[end + place["data_offsets"][1] - 1] ^= 1
+        path.write_bytes(data)
+        altered = ActivationStore.open(tmp_path)
+        with pytest.raises(StoreError, match=f"hash of `{re.escape(name)}` differs"):
+            altered.pieces("train") if name.startswith("pieces.") else list(altered.batches("train", 100))
+
+
+def test_a_damaged_header_is_found_when_the_store_is_opened(
+    tmp_path: Path, reader: LanguageModel, text_path: str
+) -> None:
+    store = collect_activations(reader, text_config(text_path), capture_config(), tmp_path)
+    path = tmp_path / store.shards("train")[1].file
+    data = bytearray(path.read_bytes())
+    data[data.index(b"xxh3_128:") + 9] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(StoreError, match="hash of its header differs"):
+        ActivationStore.open(tmp_path)
+
+
+def test_damage_after_the_first_epoch_is_found_as_well(tmp_path: Path, reader: LanguageModel, text_path: str) -> None:
+    store = collect_activations(reader, text_config(text_path), capture_config(), tmp_path)
+    assert len(list(store.batches("train", 100))) == 49
+    path = tmp_path / store.shards("train")[1].file
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(StoreError, match="hash of"):
+        list(store.batches("train", 100))
+
+
+def make_it_a_first_store(path: Path) -> None:
+    """As stores were at first: no hashes in a shard's header, and the whole file's sha256 in the index."""
+    for index in path.glob("part-*/index.json"):
+        content = read_json(index)
+        for entry in content["shards"]:
+            shard = path / entry["file"]
+            data = shard.read_bytes()
+            end = 8 + int.from_bytes(data[:8], "little")
+            header = json.loads(data[8:end])
+            del header["__metadata__"]
+            text = json.dumps(header).encode()
+            text += b" " * (-len(text) % 8)
+            data = len(text).to_bytes(8, "little") + text + data[end:]
+            shard.write_bytes(data)
+            entry |= {"n_bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+        write_json(index, content)
+
+
+def test_a_first_store_is_read_verified_and_gone_on_with(tmp_path: Path, reader: LanguageModel, text_path: str) -> None:
+    new = collect_activations(reader, text_config(text_path), capture_config(), tmp_path)
+    wanted, wanted_pieces = all_rows(new, "train"), new.pieces("train")
+    make_it_a_first_store(tmp_path)
+    old = ActivationStore.open(tmp_path)
+    assert all(torch.equal(values, wanted[name]) for name, values in all_rows(old, "train").items())
+    assert np.array_equal(old.pieces("train").token_ids, wanted_pieces.token_ids)
+    (tmp_path / old.shards("train")[2].file).unlink()
+    mixed = collect_activations(reader, text_config(text_path), capture_config(), tmp_path)
+    assert all(torch.equal(values, wanted[name]) for name, values in all_rows(mixed, "train").items())
+    path = tmp_path / old.shards("train")[1].file
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(StoreError, match="hash of the file differs"):
         list(ActivationStore.open(tmp_path).batches("train", 100))
+    assert len(ActivationStore.open(tmp_path, skip_damaged=True).damaged) == 1
 
 
 @pytest.mark.parametrize(

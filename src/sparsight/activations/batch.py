@@ -5,12 +5,14 @@ several hook points; the four id columns say which token of which document it wa
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
-from jaxtyping import Int, Shaped
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor
+
+from sparsight.activations.int8 import decode_int8
 
 __all__ = ["COLUMNS", "SPLITS", "ActivationBatch", "Chunk", "PieceTable", "batches_from_chunks"]
 
@@ -49,6 +51,8 @@ class Chunk:
     """Row numbers; None: as they lie."""
     skip: int = 0
     """Leave out this many at the front of the order."""
+    scales: dict[str, Float[Tensor, " n"]] = field(default_factory=dict)
+    """Of the hook points whose rows are int8; decoded batch by batch, since a chunk of float32 is four times as large."""
 
     def __len__(self) -> int:
         return (len(self.rows) if self.order is None else len(self.order)) - self.skip
@@ -61,8 +65,11 @@ class Chunk:
         def take(tensor: Tensor) -> Tensor:
             return tensor[span] if index is None else tensor.index_select(0, index.to(tensor.device))
 
+        activations = {name: take(rows) for name, rows in self.rows.activations.items()}
+        for name, scale in self.scales.items():
+            activations[name] = decode_int8(activations[name], take(scale))
         return ActivationBatch(
-            {name: take(rows) for name, rows in self.rows.activations.items()},
+            activations,
             **{name: take(getattr(self.rows, name)) for name in COLUMNS},
         )
 

@@ -28,6 +28,7 @@ class ShardEntry:
     n_pieces: int
     n_bytes: int
     sha256: str
+    """Of the file's header, which holds the hash of every tensor; in the first stores, of the whole file."""
     start: tuple[int, int]
     """TextCursor of its first piece."""
     next: tuple[int, int]

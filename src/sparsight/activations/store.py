@@ -3,13 +3,13 @@
     activations/
       store.json                      what is in it: hook points and widths, dtype, seed, model and text provenance
       part-000-of-001/                one part a process; several machines write theirs at the same time
-        index.json                    the shards that count, in order, each with sha256, size, rows, first and next piece
+        index.json                    the shards that count, in order, each with a sha256, size, rows, first and next piece
         train-00000.safetensors       see shard.py
         heldout-00000.safetensors
 
-Train and held-out documents are apart from the start. A shard counts only once its hash is in the index. The first epoch reads in written
-order, which is shuffled within each shard, and so equals the live stream batch for batch; later epochs draw a new order of shards and of
-rows within each. Reading takes one shard a hook point into memory at a time and the next one ahead in a thread.
+Train and held-out documents are apart from the start. A shard counts only once its hash is in the index, and what is read of it is verified
+each time it is read. The first epoch reads in written order, which is shuffled within each shard, and so equals the live stream batch for
+batch; later epochs draw a new order of shards and of rows within each. Reading maps one shard at a time, and the next one ahead in a thread.
 """
 
 import itertools
@@ -26,7 +26,7 @@ import torch
 from sparsight.activations.batch import COLUMNS, SPLITS, ActivationBatch, Chunk, PieceTable, batches_from_chunks
 from sparsight.activations.catalog import ShardEntry, read_index
 from sparsight.activations.shard import ShardFile
-from sparsight.artifact import give_back_memory, read_json
+from sparsight.artifact import read_json
 from sparsight.errors import StoreError
 
 __all__ = ["FORMAT_VERSION", "ActivationStore", "StoreSource"]
@@ -65,7 +65,6 @@ class ActivationStore:
         self.hook_points: dict[str, int] = self.description["hook_points"]
         self.damaged: list[str] = []
         self._skip_damaged = skip_damaged
-        self._checked: set[str] = set()
         entries = [entry for part in sorted(self.path.glob("part-*/index.json")) for entry in read_index(part)]
         self.entries = self._usable(entries)
 
@@ -117,7 +116,7 @@ class ActivationStore:
 
     def pieces(self, split: str) -> PieceTable:
         """The texts behind a split's rows, in the order that `piece_ids` counts."""
-        return PieceTable.concatenate([ShardFile(self.path / entry.file).pieces() for entry in self.shards(split)])
+        return PieceTable.concatenate([self._open(entry).pieces() for entry in self.shards(split)])
 
     def batches(
         self,
@@ -171,18 +170,16 @@ class ActivationStore:
         return bases
 
     def _chunk(self, names: list[str], job: _Job) -> Chunk:
-        """One shard in memory, checked against its hash the first time."""
-        give_back_memory()
-        file = ShardFile(self.path / job.entry.file)
-        if job.entry.file not in self._checked:
-            file.check_hash(job.entry.sha256)
-            self._checked.add(job.entry.file)
+        """One shard, verified: reading every byte for its hash also brings in what later comes in random order."""
+        file = self._open(job.entry)
         columns = {name: file.tensor(name) for name in COLUMNS}
         columns["piece_ids"] = columns["piece_ids"].long() + self._piece_bases[job.entry.file]
         order = None
         if job.order_seed is not None:
             order = torch.randperm(job.entry.n_rows, generator=torch.Generator().manual_seed(job.order_seed))
-        return Chunk(ActivationBatch({name: file.rows(name) for name in names}, **columns), order, job.skip)
+        rows = ActivationBatch({name: file.tensor(name) for name in names}, **columns)
+        scales = {name: scale for name in names if (scale := file.scale(name)) is not None}
+        return Chunk(rows, order, job.skip, scales)
 
     def _usable(self, entries: list[ShardEntry]) -> list[ShardEntry]:
         """The entries whose file is there at its size; with `skip_damaged` also hashed now, since every count depends on it."""
@@ -201,15 +198,17 @@ class ActivationStore:
         return good
 
     def _check(self, entry: ShardEntry) -> None:
-        file = ShardFile(self.path / entry.file)
+        file = self._open(entry)
         if file.path.stat().st_size != entry.n_bytes:
             raise StoreError(
                 f"Shard {file.path} is damaged: {file.path.stat().st_size} bytes instead of {entry.n_bytes}. Delete it and run the "
                 "collection again, which makes it anew; or use the rest with activations.skip_damaged = true."
             )
         if self._skip_damaged:
-            file.check_hash(entry.sha256)
-            self._checked.add(entry.file)
+            file.check()
+
+    def _open(self, entry: ShardEntry) -> ShardFile:
+        return ShardFile(self.path / entry.file, entry.sha256)
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """Giving freed memory back to the system.
 
 Buffers that differ in size from batch to batch fragment the C library's heap: on SmolLM2, peak memory of a collection grew by a fifth from 40 to
-400 thousand tokens. One trim after each forward, or each shard read, keeps it flat at no cost in time (docs/log.md).
+400 thousand tokens. One trim after each forward keeps it flat at no cost in time (docs/log.md).
 """
 
 import ctypes
