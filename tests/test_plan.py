@@ -8,14 +8,18 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, Qwen3_5TextConfig, Qwen3MoeConfig
 
+import sparsight.recipe.cost
 import sparsight.recipe.fit
+import sparsight.sae.fused
 from sparsight.artifact.devices import DEVICES, Device, measured, named_device, this_device
 from sparsight.errors import HookPointError, ModelError, PlanError
 from sparsight.lm import ModelConfig
 from sparsight.lm.geometry import geometry_of, read_geometry
 from sparsight.plan import Plan, check_fits, make_plan
 from sparsight.recipe import Recipe, load_recipe
-from sparsight.recipe.cost import recipe_cost
+from sparsight.recipe.cost import SAECost, recipe_cost
+from sparsight.sae import SAEConfig, SAETrainer, Workspace
+from sparsight.sae.kernels import cpu
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 SMALL_GPU = replace(DEVICES["rtx-3090"], name="rtx-3060", memory_bytes=12e9)
@@ -194,8 +198,6 @@ def test_a_model_without_a_config_is_refused_in_one_line(tmp_path: Path):
 
 
 def test_the_trainers_state_is_as_large_as_the_plan_says():
-    from sparsight.sae import SAEConfig, SAETrainer
-
     recipe = load("demo", "sae.topk-8x.n_latents=64", "sae.topk-8x.k=8", "sae.topk-8x.precision=float32")
     geometry = read_geometry(recipe.model, recipe.activations.hook_points)
     (cost,) = recipe_cost(recipe, geometry, "cpu").saes
@@ -222,16 +224,116 @@ def test_a_stream_keeps_the_held_out_rows_alone():
     assert "ring of two windows" in plan.fit.cost.device["train"]
 
 
-def test_topk_computes_less_than_dense_on_a_cpu_and_more_than_the_least_there_is():
-    geometry = read_geometry(load("demo").model, ["layers.15.mlp"])
-    (on_cpu,), (on_cuda,) = (recipe_cost(load("demo"), geometry, kind).saes for kind in ("cpu", "cuda"))
-    assert on_cpu.flops_least < on_cpu.flops_done < on_cpu.flops_dense
-    assert on_cuda.flops_dense == 16 * 576 * 4608
+def demo_sae(kind: str, *overrides: str) -> SAECost:
+    """The cost of the demo's SAE, d = 576, F = 4608, k = 32, with other values under `sae.topk-8x.`."""
+    recipe = load("demo", *(f"sae.topk-8x.{override}" for override in overrides))
+    return recipe_cost(recipe, read_geometry(recipe.model, recipe.activations.hook_points), kind).saes[0]
+
+
+def test_topk_on_a_cpu_multiplies_the_encoder_and_the_active_entries_alone():
+    on_cpu, on_cuda = demo_sae("cpu"), demo_sae("cuda")
+    assert (on_cpu.form, on_cuda.form) == ("fused", "dense")
+    assert on_cpu.flops_done == on_cpu.flops_least == 2 * 576 * 4608 + 8 * 576 * 32
+    assert on_cuda.flops_dense == on_cpu.flops_dense == 16 * 576 * 4608
     assert on_cuda.flops_done == 10 * 576 * 4608 + 6 * 576 * 576  # AuxK looks at an eighth of the columns
-    exact = load("demo", "sae.topk-8x.precision=float32")
-    by_autograd = recipe_cost(exact, geometry, "cuda").saes[0]
+    by_autograd = demo_sae("cuda", "precision=float32")
+    assert by_autograd.form == "autograd"
     assert by_autograd.flops_done == by_autograd.flops_dense == 16 * 576 * 4608
-    assert on_cpu.flops_done == 8 * 576 * 4608 + 2 * 576 * 32
+    assert demo_sae("cpu", "precision=float32").flops_done == 8 * 576 * 4608 + 2 * 576 * 32
+
+
+def test_relu_on_a_cpu_is_dense_in_its_fused_form():
+    relu = demo_sae("cpu", "architecture=relu")
+    assert relu.form == "fused"
+    assert relu.flops_done == relu.flops_dense == 10 * 576 * 4608
+
+
+@pytest.mark.parametrize("architecture", ["relu", "topk", "batchtopk", "matryoshka", "jumprelu", "gated"])
+def test_a_step_by_autograd_does_the_flops_that_torch_counts(architecture: str):
+    from torch.utils.flop_counter import FlopCounterMode
+
+    sizes = {"architecture": architecture, "n_latents": 1024, "k": 8, "precision": "float32"}
+    cost = demo_sae("cpu", *(f"{name}={value}" for name, value in sizes.items()))
+    trainer = SAETrainer(SAEConfig(id="a", **sizes), 576, 576, total_steps=1, batch_tokens=256)
+    x = torch.randn(256, 576)
+    trainer.initialize(x)
+    with FlopCounterMode(display=False) as counter:
+        trainer.step(x, with_metrics=False)
+    assert cost.form == "autograd"
+    assert counter.get_total_flops() / 256 == pytest.approx(cost.flops_done, rel=0.01)
+
+
+# 30 bytes a parameter, 5,313,600 of them; passes of 9,437,184 bytes over [1024, 4608]; 14 bytes an element of [1024, 576];
+# three rows of 1,152 bytes for each of 32 active latents of 1,024 tokens
+@pytest.mark.parametrize(
+    ("architecture", "n_bytes"),
+    [
+        ("topk", 159_408_000 + 2 * 9_437_184 + 8_257_536 + 113_246_208),
+        ("batchtopk", 159_408_000 + 4 * 9_437_184 + 8_257_536 + 113_246_208),
+        ("relu", 159_408_000 + 11 * 9_437_184 + 8_257_536),
+    ],
+)
+def test_a_fused_step_moves_weights_preactivations_rows_and_gathered_entries(architecture: str, n_bytes: int):
+    assert demo_sae("cpu", f"architecture={architecture}").bytes_moved == n_bytes
+
+
+def test_other_forms_move_40_bytes_a_parameter():
+    assert demo_sae("cuda").bytes_moved == demo_sae("cpu", "architecture=gated").bytes_moved == 40 * 5_313_600
+
+
+def test_a_fused_step_takes_one_buffer_of_preactivations_and_relu_two():
+    topk, relu = demo_sae("cpu"), demo_sae("cpu", "architecture=relu")
+    rows_and_gradients = 24 * 1024 * 576 + 2 * 5_313_600
+    assert topk.step_bytes == rows_and_gradients + 9_437_184 + 22 * 1024 * 32
+    assert relu.step_bytes == pytest.approx(rows_and_gradients + 2 * 9_437_184 + 22 * 1024 * 230.4)
+    assert topk.state_bytes == relu.state_bytes == 14 * 5_313_600
+    by_autograd = demo_sae("cpu", "architecture=gated")
+    assert by_autograd.step_bytes == 8 * 9_437_184 + 24 * 1024 * 576
+    assert by_autograd.state_bytes == 18 * 5_313_600
+
+
+@pytest.mark.parametrize("architecture", ["topk", "batchtopk", "relu"])
+def test_a_fused_steps_scratch_is_as_large_as_the_plan_says(architecture: str):
+    if not cpu.available():
+        pytest.skip("no compiler")
+    cost = demo_sae("cpu", f"architecture={architecture}")
+    space = Workspace()
+    config = SAEConfig(id="a", architecture=architecture, n_latents=4608, k=32, lr=1e-6)
+    trainer = SAETrainer(config, 576, 576, total_steps=2, batch_tokens=1024, space=space)
+    x = torch.randn(1024, 576)
+    trainer.initialize(x)
+    trainer.step(x, with_metrics=False)
+    if architecture == "relu":  # half of its latents are active, then about a twentieth
+        with torch.no_grad():
+            trainer.weights["b_enc"].fill_(-1.7 * trainer.cfg.decoder_init_norm)
+        trainer.step(x, with_metrics=False)
+        assert ("sorted values", torch.bfloat16) in space._buffers
+    held = sum(buffer.nbytes for buffer in space._buffers.values())
+    metrics_and_residual = 16 * 1024 * 576  # neither is needed in these steps
+    assert held + metrics_and_residual == pytest.approx(cost.step_bytes, rel=0.05)
+
+
+def test_relu_turns_sparse_where_its_step_does():
+    assert sparsight.recipe.cost._SPARSE_SHARE == sparsight.sae.fused._SPARSE_SHARE
+
+
+@pytest.mark.parametrize(
+    ("overrides", "seconds"),
+    [
+        # 1024 * 5,455,872 FLOPs at 0.6 of 0.768 TFLOP/s, 299,786,112 bytes at 0.7 of 51.2 GB/s
+        ((), 0.0121241 + 0.0083646),
+        # 1024 * 26,542,080 FLOPs, 271,474,560 bytes
+        (("architecture=relu",), 0.0589824 + 0.0075746),
+        # 1024 * 16 * 576 * 4608 FLOPs at 0.18, 212,544,000 bytes
+        (("architecture=gated",), 0.3145728 + 0.0059304),
+        # 1024 * 21,270,528 FLOPs at 0.65, 212,544,000 bytes
+        (("precision=float32",), 0.0436319 + 0.0059304),
+    ],
+    ids=["fused topk", "fused relu", "gated by autograd", "float32 by autograd"],
+)
+def test_a_step_on_the_tables_cpu_takes_what_hand_computation_gives(overrides: tuple[str, ...], seconds: float):
+    sizes = ("activations.n_tokens=1024", "train.epochs=1", *(f"sae.topk-8x.{override}" for override in overrides))
+    assert make_plan(load("demo", *sizes), device="cpu").seconds["train"] == pytest.approx(seconds, rel=1e-4)
 
 
 def test_more_tokens_and_passes_take_proportionally_longer():

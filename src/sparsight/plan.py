@@ -1,6 +1,6 @@
 """plan: a recipe -> tokens, FLOPs, disk, memory and time, before anything is spent; what cannot fit is refused.
 
-    seconds of a stage = sum over dtypes of FLOPs / (peak * efficiency)  +  bytes moved / (bandwidth * efficiency)
+    seconds of a stage = sum over what computes of FLOPs / (peak * efficiency)  +  bytes moved / (bandwidth * efficiency)
                          and at least bytes written / disk rate
 
 FLOPs and bytes are arithmetic (recipe/cost.py, lm/geometry.py); peaks are measured on this machine in about a second,
@@ -8,9 +8,13 @@ or a data sheet's (artifact/devices.py). The efficiencies, and why:
 
     CUDA            0.4    products of this size reach 0.6-0.8 of the peak; norms, recurrences, selection and hooks take
                            the rest. A naive loop reached 0.16 on an RTX 4090; PaLM trained at 0.46 (arXiv:2204.02311)
-    CPU bfloat16    0.25   measured with AMX on one thread: SmolLM2-135M cut at layer 15 runs at 0.29 of the matrix
-                           rate, a TopK step at 0.19, a ReLU step at 0.27: where products are so fast, all else shows
-    CPU float32     0.65   the same three: 0.66, 0.66, 0.73
+    CPU bfloat16
+      forward       0.25   SmolLM2-135M cut at layer 15 ran at 0.29 of the matrix rate with AMX on one thread
+      autograd      0.18   jumprelu, gated and matryoshka steps: 0.13 to 0.24, less where [n, F] is larger. Where products are
+                           so fast, all else shows
+      fused         0.6    the encoder's product runs at 0.9 to 1.1 of the rate, a dense relu's gradients of weights at 0.5;
+                           what a step moves beside is counted in bytes (docs/log.md holds it against measurement)
+    CPU float32     0.65   forward 0.66, steps by autograd 0.74 to 0.8
     bandwidth       0.7    of a pass over contiguous memory, such as an optimiser's
     disk            0.5 GB/s, a SATA SSD
 
@@ -32,10 +36,9 @@ from sparsight.recipe.fit import Fit, gigabytes, hold_against
 
 __all__ = ["Plan", "check_fits", "make_plan"]
 
-_EFFICIENCY = {
-    "cuda": {"bfloat16": 0.4, "float16": 0.4, "float32": 0.4},
-    "cpu": {"bfloat16": 0.25, "float16": 0.25, "float32": 0.65},
-}
+_CUDA_EFFICIENCY = 0.4
+_CPU_EFFICIENCY = {"forward": 0.25, "autograd": 0.18, "fused": 0.6}
+_CPU_FLOAT32_EFFICIENCY = 0.65
 _BANDWIDTH_EFFICIENCY = 0.7
 _DISK_BYTES_PER_SECOND = 0.5e9
 
@@ -100,12 +103,17 @@ def check_fits(recipe: Recipe, run_path: Path) -> Plan:
 
 def _seconds(work: Work, device: Device) -> float:
     computing = sum(
-        work[dtype] / (device.flops[dtype] * efficiency)
-        for dtype, efficiency in _EFFICIENCY[device.kind].items()
-        if dtype in work
+        flops / (device.flops[dtype] * _efficiency(device.kind, what, dtype))
+        for (what, dtype), flops in work.flops.items()
     )
-    moving = work.get("bytes", 0.0) / (device.bandwidth * _BANDWIDTH_EFFICIENCY)
-    return max(computing + moving, work.get("disk", 0.0) / _DISK_BYTES_PER_SECOND)
+    moving = work.bytes_moved / (device.bandwidth * _BANDWIDTH_EFFICIENCY)
+    return max(computing + moving, work.bytes_written / _DISK_BYTES_PER_SECOND)
+
+
+def _efficiency(kind: str, what: str, dtype: str) -> float:
+    if kind == "cuda":
+        return _CUDA_EFFICIENCY
+    return _CPU_FLOAT32_EFFICIENCY if dtype == "float32" else _CPU_EFFICIENCY[what]
 
 
 def _lines(plan: Plan) -> Iterator[str]:
@@ -123,9 +131,9 @@ def _lines(plan: Plan) -> Iterator[str]:
     forward, collection = _si(fit.cost.forward_flops), _si(plan.collection_flops)
     yield _line("FLOPs", f"{forward}FLOP a token forward, {collection}FLOP for the training tokens")
     for sae in fit.cost.saes:
-        others = f" (all dense {_si(sae.flops_dense)}, sparse but for the encoder {_si(sae.flops_least)})"
-        known = others if sae.flops_least < sae.flops_dense else ""
-        yield _line("", f"{_si(sae.flops_done)}FLOP a token and pass for {sae.id}{known}")
+        others = {"all dense": sae.flops_dense, "sparse but for the encoder": sae.flops_least}
+        known = ", ".join(f"{name} {_si(flops)}" for name, flops in others.items() if flops != sae.flops_done)
+        yield _line("", f"{_si(sae.flops_done)}FLOP a token and pass for {sae.id}" + (f" ({known})" if known else ""))
     yield from _places("disk", {"run": fit.cost.disk}, None)
     if fit.disk_free is not None:
         there = f"{gigabytes(fit.disk_free)} free"

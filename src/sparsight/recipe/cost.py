@@ -1,15 +1,31 @@
 """What a recipe costs in FLOPs and bytes, from arithmetic alone. d: width, F: latents, n: tokens in a step.
 
     forward       ModelGeometry.forward_flops a token, and 3 % padding (rows are bucketed by length)
-    SAE step      encode, decode, and the gradients of z, W_enc and W_dec: 10 d F FLOPs a token. gated decodes twice:
-                  4 d F more. AuxK decodes dead latents: on CUDA 6 d F more by autograd (a masked dense product) and
-                  6 d c in closed form, which looks at c = max(F / 8, 2 k_aux) columns; next to nothing on a CPU (the
-                  dead columns alone). On a CPU topk gathers its decoder rows: 2 d F less. If all but the encoder were
-                  sparse, 2 d F + 8 d k would do; dense products are faster than that (sae/products.py).
-    Adam          28 bytes moved a parameter and step, and 12 for decoder norms and compute copies: bound by bandwidth
-    SAE state     16 bytes a parameter (float32 master, two moments, gradient), 2 more with bfloat16 products
-    one step      8 buffers [n, F] in the compute dtype (pre-activations, latents, AuxK's two, a gradient of each) and 6
-                  [n, d] in float32
+    SAE step      FLOPs a token, by its form (sae/forms.py; Triton on CUDA and a compiler on a CPU are taken to be there)
+      dense       10 d F: encode, decode, the gradients of z, W_enc and W_dec. AuxK 6 d c more, for c = max(F / 8, 2 k_aux)
+                  columns
+      autograd    the same. gated 6 d F more: a second decode and both its gradients, though its decoder is frozen. AuxK on
+                  CUDA 6 d F more (a masked product); next to nothing on a CPU (the dead columns alone), where topk gathers
+                  its decoder rows: 2 d F less
+      fused       topk, batchtopk: 2 d F for the encoder, 8 d k for decode and gradients of the active entries. relu: 10 d F,
+                  as long as more than a twentieth of its latents is active, which is taken to last
+    bytes a step  what is moved beside products. dense, autograd: 40 a parameter, 28 of them Adam's, 12 for decoder norms and
+                  compute copies; passes over [n, F] count with the products (plan.py). fused, in bfloat16 unless said:
+                    update        30 a parameter: weight, two moments read and written in float32, gradient written and
+                                  read, copy written
+                    [n, F]        topk 2 passes (written, selected), batchtopk 4 (threshold, count, fill), relu 11: pre-
+                                  activations written, counted, rectified in place; d_z written, masked in place beside z;
+                                  three products read z and d_z
+                    [n, d]        x read, centred and normalised (float32) written; target (float32) read, d_x_hat written
+                    active entry  the row of W_dec, read again from a core's cache for d_z; of x for W_enc, of d_x_hat for
+                                  W_dec: fetched in no order, and what a sparse step waits for in place of its FLOPs
+    SAE state     16 bytes a parameter (float32 master, two moments, gradient), 2 more with bfloat16 products. fused: 14, its
+                  gradients being scratch
+    step memory   8 buffers [n, F] in the compute dtype (pre-activations, latents, AuxK's two, a gradient of each) and 6
+                  [n, d] in float32. fused: one [n, F] in bfloat16, two for relu (d_z); 2 bytes a parameter for gradients; 22
+                  an active entry (latent, row and place in int32, gradient in float32, value, both sorted in bfloat16), for
+                  relu at a twentieth of F, where it turns sparse; 24 an element of [n, d]: centred, d_x_hat, x and
+                  residual in float32, three more for metrics
     one forward   a token: residual, norm, queries, output (4 d), hook points, three of the widest inner activation
     evaluate      the whole model; three sets of logits and float32 logits of 128 rows four times; two float32 SAEs;
                   three [n, F]; four d x d in float64 for PCA. Six forwards a downstream token.
@@ -18,18 +34,19 @@
     features      12 bytes an activation, twice while they are sorted; where no k says how many there are, nobody knows
                   before training, and a tenth of the latents are taken to fire
 
-The cut model is taken to be gone when the whole one is loaded. Left out: fetching and loading weights, tokenising,
-self-checks, PCA's eigenvectors (a minute at d = 4096 on a CPU). On a CPU, device memory is the host's.
+The cut model is taken to be gone when the whole one is loaded. On a CPU, device memory is the host's. Left out: fetching and
+loading weights, tokenising, self-checks, PCA's eigenvectors (a minute at d = 4096 on a CPU), AuxK on a CPU, the two columns for
+the bias and their padding in a fused encoder.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from sparsight.lm import ModelConfig
 from sparsight.lm.geometry import ModelGeometry
 from sparsight.recipe.schema import Recipe
 from sparsight.sae import SAEConfig
 from sparsight.sae.dense import DenseStep
-from sparsight.sae.forms import dense_on_cuda
+from sparsight.sae.step import CLOSED_FORM
 
 __all__ = ["Cost", "SAECost", "Work", "recipe_cost"]
 
@@ -40,10 +57,28 @@ _FORWARDS_EVALUATED = 6
 _UNKNOWN_L0_SHARE = 0.1
 _PROGRAM_BYTES = 1e9  # Python, torch and Transformers in memory: 0.6-0.9 GB seen
 
-Work = dict[str, float]
-"""dtype -> FLOPs; "bytes" -> bytes moved in memory; "disk" -> bytes written."""
+# fused: times that [n, F] is read or written
+_PASSES = {"topk": 2, "batchtopk": 4, "relu": 11}
+_SPARSE_SHARE = 1 / 20  # of latents active, below which relu's fused step is sparse: sae/fused.py
+
 Stages = dict[str, dict[str, float]]
 """Stage of a study -> what lies in a memory -> bytes."""
+
+
+@dataclass(kw_only=True)
+class Work:
+    """What a stage computes and moves."""
+
+    flops: dict[tuple[str, str], float] = field(default_factory=dict)
+    """(what computes: forward, or the form of a training step; dtype) -> FLOPs."""
+    bytes_moved: float = 0.0
+    """In memory, apart from what efficiencies stand for."""
+    bytes_written: float = 0.0
+    """To disk."""
+
+    def compute(self, what: str, dtype: str, flops: float) -> None:
+        """Adds FLOPs."""
+        self.flops[what, dtype] = self.flops.get((what, dtype), 0.0) + flops
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +88,8 @@ class SAECost:
     id: str
     parameters: int
     precision: str
+    form: str
+    """Of its training step: dense | fused | autograd."""
     flops_dense: float
     """If every product were dense: the worst case."""
     flops_done: float
@@ -61,10 +98,12 @@ class SAECost:
     """What a fully sparse step would need; equals dense where sparsity is not known beforehand."""
     flops_inference: float
     """Encode and decode once."""
+    bytes_moved: float
+    """By one step, beside its products."""
     state_bytes: float
-    """Master weights, Adam's moments, gradients, copies in the compute dtype."""
+    """Master weights, Adam's moments, copies in the compute dtype, gradients unless they are scratch."""
     step_bytes: float
-    """Rows of one step and what is computed from them."""
+    """Rows of one step, what is computed from them, scratch."""
     l0: float
     """Active latents per token, assumed where there is no k."""
 
@@ -109,34 +148,73 @@ def _sae_widths(sae: SAEConfig, geometry: ModelGeometry) -> tuple[int, int]:
     return geometry.widths[sae.hook_point], geometry.widths[sae.target_hook_point or sae.hook_point]
 
 
+def _form(sae: SAEConfig, kind: str) -> str:
+    if sae.architecture not in CLOSED_FORM or sae.precision != "bfloat16":
+        return "autograd"
+    return "dense" if kind == "cuda" else "fused"
+
+
 def _sae_cost(sae: SAEConfig, recipe: Recipe, geometry: ModelGeometry, kind: str) -> SAECost:
     d_in, d_out = _sae_widths(sae, geometry)
-    n_latents, n = sae.n_latents, recipe.train.batch_tokens
-    dense = 4.0 * d_in * n_latents + 6.0 * d_out * n_latents
-    if sae.architecture == "gated":
-        dense += 4.0 * d_out * n_latents
-    done, least = dense, dense
-    if sae.selects_k:
-        least = 2.0 * d_in * n_latents + 2.0 * d_in * sae.k + 6.0 * d_out * sae.k
-        auxk = 6.0 * d_out * n_latents if sae.auxk_coefficient else 0.0
-        columns = 0 if kind == "cpu" else DenseStep.aux_columns(sae, d_in) if dense_on_cuda(sae) else n_latents
-        dense, done = dense + auxk, dense + auxk * columns / n_latents
-    if sae.architecture == "topk" and kind == "cpu":
-        done -= 2.0 * d_out * (n_latents - sae.k)
-    parameters = (d_in + d_out) * n_latents + n_latents + d_out
-    width = DTYPE_BYTES[sae.precision]
+    form, n = _form(sae, kind), recipe.train.batch_tokens
+    parameters = (d_in + d_out) * sae.n_latents + sae.n_latents + d_out
+    flops_dense, flops_done, flops_least = _sae_flops(sae, d_in, d_out, form, kind)
+    if form == "fused":
+        moved, state = _fused_traffic(sae, n, d_in, d_out, parameters), 14.0 * parameters
+        step = _fused_scratch(sae, n, d_in, d_out, parameters)
+    else:
+        width = DTYPE_BYTES[sae.precision]
+        moved, state = 40.0 * parameters, parameters * (16.0 + (2 if sae.precision == "bfloat16" else 0))
+        step = n * (8.0 * sae.n_latents * width + 6 * 4 * max(d_in, d_out))
     return SAECost(
         id=sae.id,
         parameters=parameters,
         precision=sae.precision,
-        flops_dense=dense,
-        flops_done=done,
-        flops_least=least,
-        flops_inference=2.0 * (d_in + d_out) * n_latents,
-        state_bytes=parameters * (16 + (2 if sae.precision == "bfloat16" else 0)),
-        step_bytes=n * (8.0 * n_latents * width + 6 * 4 * max(d_in, d_out)),
-        l0=sae.k if sae.selects_k else _UNKNOWN_L0_SHARE * n_latents,
+        form=form,
+        flops_dense=flops_dense,
+        flops_done=flops_done,
+        flops_least=flops_least,
+        flops_inference=2.0 * (d_in + d_out) * sae.n_latents,
+        bytes_moved=moved,
+        state_bytes=state,
+        step_bytes=step,
+        l0=sae.k if sae.selects_k else _UNKNOWN_L0_SHARE * sae.n_latents,
     )
+
+
+def _sae_flops(sae: SAEConfig, d_in: int, d_out: int, form: str, kind: str) -> tuple[float, float, float]:
+    """flops_dense, flops_done, flops_least of `SAECost`."""
+    n_latents = sae.n_latents
+    dense = 4.0 * d_in * n_latents + 6.0 * d_out * n_latents
+    if sae.architecture == "gated":
+        dense += 6.0 * d_out * n_latents
+    if not sae.selects_k:
+        return dense, dense, dense
+    least = 2.0 * d_in * n_latents + 2.0 * d_in * sae.k + 6.0 * d_out * sae.k
+    auxk = 6.0 * d_out * n_latents if sae.auxk_coefficient else 0.0
+    if form == "fused":
+        return dense + auxk, least, least
+    columns = 0 if kind == "cpu" else DenseStep.aux_columns(sae, d_in) if form == "dense" else n_latents
+    done = dense + auxk * columns / n_latents
+    if sae.architecture == "topk" and kind == "cpu":
+        done -= 2.0 * d_out * (n_latents - sae.k)
+    return dense + auxk, done, least
+
+
+def _fused_traffic(sae: SAEConfig, n: int, d_in: int, d_out: int, parameters: int) -> float:
+    """Bytes that a fused step moves beside its products."""
+    update = 30.0 * parameters
+    passes = _PASSES[sae.architecture] * 2.0 * n * sae.n_latents
+    rows = n * (8.0 * d_in + 6.0 * d_out)
+    gathered = n * sae.k * (2.0 * d_in + 4.0 * d_out) if sae.selects_k else 0.0
+    return update + passes + rows + gathered
+
+
+def _fused_scratch(sae: SAEConfig, n: int, d_in: int, d_out: int, parameters: int) -> float:
+    """Bytes of a fused step's scratch, which SAEs that step in turn share."""
+    entries = sae.k if sae.selects_k else _SPARSE_SHARE * sae.n_latents
+    buffers = 1 if sae.selects_k else 2
+    return n * (2.0 * buffers * sae.n_latents + 22.0 * entries + 24.0 * max(d_in, d_out)) + 2.0 * parameters
 
 
 def _work(recipe: Recipe, geometry: ModelGeometry, saes: tuple[SAECost, ...]) -> dict[str, Work]:
@@ -144,32 +222,29 @@ def _work(recipe: Recipe, geometry: ModelGeometry, saes: tuple[SAECost, ...]) ->
     n_train, heldout = capture.n_tokens, capture.heldout_tokens
     forward = geometry.forward_flops(text.context_tokens) * _PADDING
     model = recipe.model.dtype
-    training: Work = {}
+    collection, training, evaluation, index = Work(), Work(), Work(), Work()
     for sae in saes:
-        _add(training, sae.precision, sae.flops_done * n_train * train.epochs)
-        _add(training, "bytes", 40.0 * sae.parameters * (n_train * train.epochs // train.batch_tokens))
+        training.compute(sae.form, sae.precision, sae.flops_done * n_train * train.epochs)
+        training.bytes_moved += sae.bytes_moved * (n_train * train.epochs // train.batch_tokens)
     n_collected = n_train + heldout
     if capture.mode == "stream":
         n_collected = heldout
-        _add(training, model, forward * n_train)
+        training.compute("forward", model, forward * n_train)
+    collection.compute("forward", model, forward * n_collected)
+    collection.bytes_written = n_collected * _token_bytes(recipe, geometry)
     whole = geometry.forward_flops(text.context_tokens, whole=True)
     measured = min(evaluate.heldout_tokens or heldout, heldout)
     indexed = min(recipe.index.heldout_tokens or heldout, heldout)
-    evaluation: Work = {}
-    index: Work = {}
     for cost, sae in zip(saes, recipe.sae, strict=True):
         d_in, d_out = _sae_widths(sae, geometry)
-        _add(evaluation, model, _FORWARDS_EVALUATED * min(evaluate.downstream_tokens, heldout) * whole)
+        downstream = min(evaluate.downstream_tokens, heldout)
+        evaluation.compute("forward", model, _FORWARDS_EVALUATED * downstream * whole)
         fit = min(evaluate.pca_fit_tokens, n_train if capture.mode == "store" else 0)
         per_fitted = 2 * d_in * d_out + cost.flops_inference / 2
-        _add(evaluation, "float32", 2 * measured * cost.flops_inference + fit * per_fitted)
-        _add(index, "float32", 2.0 * indexed * d_in * sae.n_latents + 2.0 * sae.n_latents * d_out * geometry.vocab_size)
-    collect = {model: forward * n_collected, "disk": n_collected * _token_bytes(recipe, geometry)}
-    return {"collect": collect, "train": training, "evaluate": evaluation, "index": index}
-
-
-def _add(work: Work, key: str, amount: float) -> None:
-    work[key] = work.get(key, 0.0) + amount
+        evaluation.compute("forward", "float32", 2 * measured * cost.flops_inference + fit * per_fitted)
+        logits = 2.0 * sae.n_latents * d_out * geometry.vocab_size
+        index.compute("forward", "float32", 2.0 * indexed * d_in * sae.n_latents + logits)
+    return {"collect": collection, "train": training, "evaluate": evaluation, "index": index}
 
 
 def _token_bytes(recipe: Recipe, geometry: ModelGeometry) -> float:
