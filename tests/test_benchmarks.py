@@ -11,7 +11,19 @@ from plan import PARTS, QUICK, Sizes, best_rate, jobs_of, key_of
 from summarise import chosen, fvu_at_l0, markdown, ratios, spread
 
 
-def run(tool="sae-lens", setting="default", *, part="train", architecture="topk", seed=0, l1=None, lr=None, **result):
+def run(
+    tool="sae-lens",
+    setting="default",
+    *,
+    commit="abc",
+    part="train",
+    architecture="topk",
+    seed=0,
+    l1=None,
+    lr=None,
+    k=32,
+    **result,
+):
     job = {
         "part": part,
         "tool": tool,
@@ -20,9 +32,10 @@ def run(tool="sae-lens", setting="default", *, part="train", architecture="topk"
         "seed": seed,
         "l1": l1,
         "lr": lr,
+        "k": k,
     }
     filled = {"tokens_per_second": 100.0, "peak_megabytes": 500.0, "fvu": 0.5, "l0": 32.0, "dead_share": 0.0}
-    return {"key": "", "job": job | {"n_latents": 4608}, "result": filled | result}
+    return {"key": "", "commit": commit, "job": job | {"n_latents": 4608}, "result": filled | result}
 
 
 def record(runs):
@@ -107,7 +120,24 @@ def test_relu_is_compared_at_the_peers_l0():
         run("sparsight", "best", architecture="relu", l1=1.0, lr=1e-2, l0=100.0, fvu=0.05)
     )  # no curve: one point
     theirs = [run("sae-lens", "best", architecture="relu", l1=5.0, lr=1e-3, l0=1000**0.5, fvu=0.6)]
-    assert "| sae-lens, L1 5, lr 0.001 | 31.6 | 0.600 | 0.200 |" in markdown(record([*ours, *theirs]))
+    assert "| relu | sae-lens, lr 0.001 | 31.6 | 0.600 | 0.200 |" in markdown(record([*ours, *theirs]))
+
+
+def test_batchtopk_is_compared_at_the_peers_l0_by_several_k():
+    points = {20: 0.6, 32: 0.4, 48: 0.3}
+    ours = [
+        run("sparsight", "best", architecture="batchtopk", lr=1e-3, k=k, l0=float(k), fvu=points[k]) for k in points
+    ]
+    theirs = run("sae-lens", "best", architecture="batchtopk", lr=3e-3, l0=48.0, fvu=0.35)
+    assert "| batchtopk | sae-lens, lr 0.003 | 48.0 | 0.350 | 0.300 |" in markdown(record([*ours, theirs]))
+    assert best_rate([ours[0]]) == {}  # the rate is searched at the k of all tools
+
+
+def test_the_head_names_the_commit_of_each_part_where_they_differ():
+    assert "commit abc;" in markdown(record([run()]))
+    assert "commit abc (train); commit def (store)" in markdown(
+        record([run(), run(commit="def", part="store", error="x")])
+    )
 
 
 def test_an_empty_record_still_says_what_it_is():

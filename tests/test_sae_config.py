@@ -28,6 +28,7 @@ def test_every_architecture_has_working_defaults():
         ({"l1_coefficient": -1.0}, "must not be negative"),
         ({"decay_fraction": 1.5}, "share between 0 and 1"),
         ({"adam_betas": (0.9, 1.0)}, "adam_betas"),
+        ({"adam_betas": (0.9,)}, "must be two numbers"),
         ({"precision": "float16"}, "bfloat16, float32"),
         ({"prefix_widths": (32, 64)}, "no meaning for topk"),
         ({"architecture": "matryoshka", "prefix_widths": (32, 16, 64)}, "increasing"),
@@ -41,6 +42,13 @@ def test_an_impossible_configuration_is_refused(change, said):
 
 def test_matryoshka_prefixes_double_by_default():
     assert SAEConfig(id="a", architecture="matryoshka", n_latents=64).prefixes == (4, 8, 16, 32, 64)
+
+
+def test_adams_memory_is_shorter_where_k_sets_the_sparsity():
+    betas = {name: SAEConfig(id="a", architecture=name, n_latents=64).betas for name in ARCHITECTURES}
+    short = {"topk", "batchtopk", "matryoshka"}
+    assert betas == {name: ((0.5 if name in short else 0.9), 0.999) for name in ARCHITECTURES}
+    assert SAEConfig(id="a", n_latents=64, adam_betas=(0.8, 0.99)).betas == (0.8, 0.99)
 
 
 def test_k_is_not_held_against_architectures_without_it():

@@ -16,8 +16,9 @@ pytestmark = pytest.mark.skipif(not cpu.available(), reason="no C compiler: the 
 
 
 def config(architecture: str, **changes: object) -> SAEConfig:
-    """A small SAE of which some latents die soon and are revived."""
+    """A small SAE of which some latents die soon and are revived; Adam's long memory keeps two ways of rounding together."""
     given = {"n_latents": 300, "k": 5, "lr": 3e-3, "warmup_steps": 3, "dead_after_tokens": 300, "l1_coefficient": 0.5}
+    given["adam_betas"] = (0.9, 0.999)
     return SAEConfig(id="one", architecture=architecture, **(given | changes))  # pyright: ignore[reportArgumentType]
 
 

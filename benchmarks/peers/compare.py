@@ -3,6 +3,7 @@
     make bench                                                  # about an hour on 2 cores
     python benchmarks/peers/compare.py --quick --parts train    # minutes; numbers worth nothing
     python benchmarks/peers/compare.py --resume                 # what an earlier run of this commit did not finish
+    python benchmarks/peers/compare.py --resume --parts store   # one part anew; the others stay, each with its commit
 
 Every job is a process of its own in its tool's environment, by `run_TOOL.py`; repeats are interleaved, tool after tool. The record is written after
 every job: benchmarks/records/peers.json, and peers.md from it. A runner that fails is recorded with its error. Standard library only: a light
@@ -47,14 +48,14 @@ def main() -> None:
     record_file = folder / "quick.json" if options.quick else RECORDS / "peers.json"
     record = _record(options, sizes)
     if options.resume and record_file.exists():
-        record["runs"] = _finished(json.loads(record_file.read_text()), record)
+        record["runs"] = _kept(json.loads(record_file.read_text()), record)
     best = best_rate(record["runs"])
     inputs = _prepare(folder / ("inputs-quick" if options.quick else "inputs"), sizes)
     for part in [part for part in PARTS if part in options.parts]:
         for repeat in range(sizes.repeats):
             for job in jobs_of(part, repeat, sizes, best):
                 if key_of(job) not in {run["key"] for run in record["runs"]}:
-                    record["runs"].append(_run(job, inputs, folder / "scratch"))
+                    record["runs"].append({"commit": record["commit"], **_run(job, inputs, folder / "scratch")})
                     best.update(best_rate(record["runs"]))
                     _write(record, record_file)
     _write(record, record_file)
@@ -194,12 +195,13 @@ def _hardware() -> dict[str, Any]:
     }
 
 
-def _finished(old: dict[str, Any], new: dict[str, Any]) -> list[dict[str, Any]]:
-    """The runs of an earlier record of the same commit that did not fail; their jobs' keys say which."""
-    if old["commit"] != new["commit"]:
-        print(f"the record is of commit {old['commit']}, this is {new['commit']}: everything is measured anew")
-        return []
-    return [run for run in old["runs"] if "error" not in run["result"]]
+def _kept(old: dict[str, Any], new: dict[str, Any]) -> list[dict[str, Any]]:
+    """Of an earlier record: the parts that are not asked for, and of the others the runs of this commit that did not fail."""
+    return [
+        run
+        for run in old["runs"]
+        if run["job"]["part"] not in new["parts"] or (run["commit"] == new["commit"] and "error" not in run["result"])
+    ]
 
 
 def _write(record: dict[str, Any], file: Path) -> None:

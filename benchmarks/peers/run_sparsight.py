@@ -165,7 +165,7 @@ def _reading(job: Job) -> tuple[LanguageModel, TextConfig, CaptureConfig]:
     dtype = "float32" if job["setting"] == "float32" else "bfloat16"
     reader = LanguageModel.load(ModelConfig(id=job["files"]["model"], dtype=dtype), hook_points=[HOOK])
     text = TextConfig(
-        files=(job["files"]["texts"],), context_tokens=job["context_tokens"], batch_tokens=4096, heldout_fraction=0.0
+        files=(job["files"]["texts"],), context_tokens=job["context_tokens"], batch_tokens=2048, heldout_fraction=0.0
     )
     n_tokens = job["n_tokens"] // job["batch_tokens"] * job["batch_tokens"]
     return reader, text, CaptureConfig(hook_points=(HOOK,), n_tokens=n_tokens, heldout_tokens=0)

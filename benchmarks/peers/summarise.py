@@ -75,9 +75,19 @@ def _head(record: Record) -> str:
     hardware = record["hardware"]
     versions = ", ".join(f"{tool}: {' '.join(names)}" for tool, names in record["versions"].items())
     return (
-        f"`{record['command']}`, commit {record['commit']}; {hardware['cpu']}, {hardware['cores']} cores, {hardware['matrix_units']}; {versions}. "
+        f"`{record['command']}`, {_commits(record['runs'])}; {hardware['cpu']}, {hardware['cores']} cores, {hardware['matrix_units']}; {versions}. "
         f"Median (least to greatest) of {record['repeats']} interleaved repeats; x: Sparsight's default over the tool's, repeat by repeat."
     )
+
+
+def _commits(runs: Sequence[Record]) -> str:
+    """Which commit was measured, part by part where they differ."""
+    parts: dict[str, dict[str, None]] = {}
+    for run in runs:
+        parts.setdefault(run["commit"], {})[run["job"]["part"]] = None
+    if len(parts) == 1:
+        return f"commit {next(iter(parts))}"
+    return "; ".join(f"commit {commit} ({', '.join(names)})" for commit, names in parts.items())
 
 
 def _speed(title: str, runs: Sequence[Record], part: str) -> str:
@@ -96,15 +106,15 @@ def _speed(title: str, runs: Sequence[Record], part: str) -> str:
 
 def _training(runs: Sequence[Record]) -> str:
     rows = []
-    by_case = groups(_of(runs, "train"), "architecture", "l1", "tool", "setting")
+    by_case = groups(_of(runs, "train"), "architecture", "l1", "tool", "setting", "k")
     cases = [(key, part) for key, group in by_case.items() for part in _rates_apart(key[0], group)]
-    for (architecture, l1, tool, setting), searched in cases:
-        ours = by_case.get((architecture, _middle(by_case, architecture), OURS, "default"), [])
+    for (architecture, l1, tool, setting, k), searched in cases:
+        ours = _ours(by_case, architecture)
         same = tool == OURS and setting == "default"
         lr = searched[0]["job"]["lr"] or "its own"
         rows.append(
             [
-                f"{architecture}{'' if l1 is None else f' {l1:g}'}",
+                architecture + (f" {k}" if l1 is None else f" {l1:g}"),
                 f"{tool}, {setting}",
                 f"{lr}",
                 _cell(searched, "tokens_per_second", 0),
@@ -115,7 +125,7 @@ def _training(runs: Sequence[Record]) -> str:
                 ),
             ]
         )
-    head = ["SAE (L1)", "tool, setting", "lr", "tokens/s", "x", "peak MB", "held-out FVU", "L0", "dead"]
+    head = ["SAE, k or L1", "tool, setting", "lr", "tokens/s", "x", "peak MB", "held-out FVU", "L0", "dead"]
     return _table("Training from activations in memory", head, rows)
 
 
@@ -127,38 +137,44 @@ def _rates_apart(architecture: str, group: list[Record]) -> list[list[Record]]:
     return [chosen(group) if searched else group]
 
 
-def _middle(by_case: dict[tuple[Any, ...], list[Record]], architecture: str) -> float | None:
-    """The coefficient at which ours ran at its default; it does not change the speed."""
-    return next((key[1] for key in by_case if key[0] == architecture and key[2:] == (OURS, "default")), None)
+def _ours(by_case: dict[tuple[Any, ...], list[Record]], architecture: str) -> list[Record]:
+    """Ours at its default, of one coefficient: that does not change the speed."""
+    cases = (group for key, group in by_case.items() if key[0] == architecture and key[2:4] == (OURS, "default"))
+    return next(cases, [])
 
 
 def _equal_l0(runs: Sequence[Record]) -> str:
     """Ours at each peer's L0, both at their best setting: for ours, at the better of its rates."""
-    relu = [
-        run for run in _of(runs, "train") if run["job"]["architecture"] == "relu" and run["job"]["setting"] == "best"
-    ]
-    by_case = groups(relu, "tool", "lr", "l1")
+    rows = []
+    for architecture in ("batchtopk", "relu"):
+        case = [run for run in _of(runs, "train") if run["job"]["architecture"] == architecture]
+        rows += _equal_l0_of(architecture, [run for run in case if run["job"]["setting"] == "best"])
+    head = ["SAE", "tool at its best setting", "L0", "its FVU", "Sparsight's at that L0"]
+    return _table("Held-out FVU at equal L0", head, rows)
+
+
+def _equal_l0_of(architecture: str, runs: Sequence[Record]) -> list[list[str]]:
     points = {
         key: tuple(statistics.median(run["result"][name] for run in group) for name in ("l0", "fvu"))
-        for key, group in by_case.items()
+        for key, group in groups(runs, "tool", "lr", "l1", "k").items()
     }
-    rates = {lr for tool, lr, _ in points if tool == OURS}
-    curves = [[point for (tool, lr, _), point in points.items() if (tool, lr) == (OURS, rate)] for rate in rates]
+    rates = {key[1] for key in points if key[0] == OURS}
+    curves = [[point for key, point in points.items() if key[:2] == (OURS, rate)] for rate in rates]
     rows = []
-    for (tool, lr, l1), (l0, theirs) in points.items():
+    for (tool, lr, *_), (l0, theirs) in points.items():
         if tool == OURS:
             continue
         ours = [found for curve in curves if (found := fvu_at_l0(curve, l0)) is not None]
         rows.append(
             [
-                f"{tool}, L1 {l1:g}, lr {lr:g}",
+                architecture,
+                f"{tool}, lr {lr:g}",
                 f"{l0:.1f}",
                 f"{theirs:.3f}",
                 f"{min(ours):.3f}" if ours else "outside ours",
             ]
         )
-    head = ["tool at its best setting", "L0", "its FVU", "Sparsight's at that L0"]
-    return _table("ReLU at equal L0, held-out FVU", head, rows)
+    return rows
 
 
 def _store(runs: Sequence[Record]) -> str:
@@ -207,8 +223,8 @@ def _roofline(runs: Sequence[Record]) -> str:
     for name, share in result["training"].items():
         rows.append([f"step, {name}", f"encoder product {share['share']:.0%} of the step", ", ".join(share["largest"])])
     text = f"{stored['write_share_of_file']:.0%} of a plain file written, {stored['read_share_of_file']:.0%} read"
-    hashing = stored["write_megabytes_per_second"] / result["rates"]["sha256_megabytes_per_second"]
-    rows.append(["store", text, f"sha256 alone takes {hashing:.0%} of the writing"])
+    hashing = stored["write_megabytes_per_second"] / result["rates"]["xxh3_megabytes_per_second"]
+    rows.append(["store", text, f"its hash takes {hashing:.0%} of the writing"])
     rates = ", ".join(f"{name} {value:.0f}" for name, value in result["rates"].items())
     return (
         _table("Share of what the machine gives", ["stage", "reached", "most time of its own"], rows) + f"\n\n{rates}"

@@ -32,7 +32,7 @@ class AutogradStep(HostStep):
         total_steps: int,
     ) -> None:
         super().__init__(cfg, weights, moments, measured, total_steps=total_steps)
-        self._adam = torch.optim.Adam(weights.values(), lr=cfg.lr, betas=cfg.adam_betas, eps=cfg.adam_eps, fused=True)
+        self._adam = torch.optim.Adam(weights.values(), lr=cfg.lr, betas=cfg.betas, eps=cfg.adam_eps, fused=True)
         for name, weight in weights.items():
             self._adam.state[weight] = {"step": torch.zeros((), device=self.device), **moments[name]}
 

@@ -123,8 +123,10 @@ class SAEConfig:
     decay_fraction: float = 0.2
     """Last share of the steps, over which the learning rate falls linearly to 0 (Anthropic April 2024)."""
 
-    adam_betas: tuple[float, float] = (0.9, 0.999)
-    """Adam's decay rates of the gradient's mean and square."""
+    adam_betas: tuple[float, ...] = ()
+    """Adam's decay rates of the gradient's mean and square; empty: (0.5, 0.999) where `k` sets the sparsity, and (0.9,
+    0.999) where a penalty does. Short of memory, the mean follows early training faster; a penalty's gradient is small and
+    steady beside the error's noise, and with a shorter mean the noise keeps latents active. See docs/decisions.md."""
 
     adam_eps: float = 6.25e-10
     """Adam's floor under the gradient's size (Gao 2024): a mean over all elements makes rare gradients small."""
@@ -148,6 +150,7 @@ class SAEConfig:
             self._check(name, getattr(self, name) >= 0, "must not be negative")
         for name in _SHARES:
             self._check(name, 0 <= getattr(self, name) <= 1, "must be a share between 0 and 1")
+        self._check("adam_betas", len(self.adam_betas) in (0, 2), "must be two numbers")
         self._check("adam_betas", all(0 <= beta < 1 for beta in self.adam_betas), "must lie in [0, 1)")
         if self.selects_k:
             self._check("k", self.k <= self.n_latents, f"exceeds n_latents = {self.n_latents}")
@@ -181,6 +184,14 @@ class SAEConfig:
         if self.prefix_widths:
             return self.prefix_widths
         return tuple(sorted({max(1, self.n_latents >> shift) for shift in range(5)}))
+
+    @property
+    def betas(self) -> tuple[float, float]:
+        """`adam_betas`, or what stands for it when empty."""
+        if not self.adam_betas:
+            return (0.5 if self.selects_k else 0.9), 0.999
+        beta1, beta2 = self.adam_betas
+        return beta1, beta2
 
     def aux_latents(self, d_in: int) -> int:
         """Dead latents used per token by AuxK for inputs of width d_in."""

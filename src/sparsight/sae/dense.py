@@ -208,7 +208,7 @@ class DenseStep:
         dz.index_copy_(1, columns, dz.index_select(1, columns).add_(da))
 
     def _update(self, done: _Pass, planned: Tensor) -> None:
-        options: dict[str, Any] = {"betas": self.cfg.adam_betas, "eps": self.cfg.adam_eps}
+        options: dict[str, Any] = {"betas": self.cfg.betas, "eps": self.cfg.adam_eps}
         for name in ("b_enc", "b_dec"):
             W, g, (mean, square) = self._weights[name], done.gradients[name], self._moments[name]
             mean.mul_(options["betas"][0]).add_(g, alpha=1 - options["betas"][0])

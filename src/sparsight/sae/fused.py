@@ -78,7 +78,7 @@ class FusedStep(HostStep):
     @torch.no_grad()
     def _take(self, x: Tensor, target: Tensor, *, lr: float, sparsity_weight: float) -> Losses:
         measured = self.measured
-        adam = cpu.AdamStep(lr=lr, betas=self.cfg.adam_betas, eps=self.cfg.adam_eps, steps_done=self.steps_done)
+        adam = cpu.AdamStep(lr=lr, betas=self.cfg.betas, eps=self.cfg.adam_eps, steps_done=self.steps_done)
         weights, space = {name: weight.detach() for name, weight in self.weights.items()}, self._space
         centre = measured["input_mean"] if self.cfg.is_transcoder else weights["b_dec"]
         centred, wanted = cpu.centre(x, float(measured["input_scale"]), centre, space)

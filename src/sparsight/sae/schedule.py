@@ -51,7 +51,7 @@ def threshold_momentum(steps_done: int, total_steps: int) -> float:
 
 def schedule_table(cfg: SAEConfig, total_steps: int) -> Float[Tensor, "total_steps 5"]:
     """`SCHEDULE` for every step, computed in float64, in float32."""
-    beta1, beta2 = cfg.adam_betas
+    beta1, beta2 = cfg.betas
     rows = []
     for done in range(total_steps):
         lr = cfg.lr * lr_factor(cfg, done, total_steps)
