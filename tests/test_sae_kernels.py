@@ -92,18 +92,15 @@ def test_selection_gives_up_beyond_its_limit() -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
 def test_centring_rounds_once(dtype: torch.dtype) -> None:
     x, middle = torch.randn(7, 45).to(dtype), torch.randn(45)
-    centred, normalised = cpu.centre(x, 1.7, middle, SPACE)
-    assert centred is not None
-    torch.testing.assert_close(normalised, x.float() / 1.7, rtol=1e-6, atol=1e-7)
-    assert torch.equal(centred[:, :45], (normalised - middle).bfloat16())
+    centred = cpu.centre(cpu.Rows.of(x, 1.7), middle, SPACE)
+    factor = torch.tensor(1 / 1.7)
+    assert torch.equal(centred[:, :45], (x.float() * factor - middle).bfloat16())
     assert torch.equal(centred[:, 45:], torch.tensor([1, 1] + [0] * 17).bfloat16().expand(7, -1))
-    assert cpu.centre(x, 1.7, None, SPACE)[0] is None
 
 
 def test_the_bias_is_part_of_the_product() -> None:
     x, W_enc, bias = torch.randn(5, 45), torch.randn(9, 45), 100 * torch.randn(9)
-    centred, _ = cpu.centre(x, 1.0, torch.zeros(45), SPACE)
-    assert centred is not None
+    centred = cpu.centre(cpu.Rows.of(x, 1.0), torch.zeros(45), SPACE)
     product = centred.double() @ cpu.encoder_copy(W_enc, bias).double().T
     expected = x.bfloat16().double() @ W_enc.bfloat16().double().T + bias
     torch.testing.assert_close(product, expected, rtol=1e-5, atol=1e-2)
@@ -115,13 +112,14 @@ def test_decode_gives_error_and_gradients(d: int) -> None:
     n, width = 130, 90
     active = cpu.select_topk(matrix(n, width), 7, SPACE)
     W_dec, b_dec, target, penalty = matrix(width, d, seed=1), torch.randn(d), torch.randn(n, d), torch.rand(width)
-    out = cpu.decode(active, W_dec, b_dec, target, SPACE, penalty=penalty, with_error=True)
+    rows = cpu.Rows.of(1.5 * target, 1.5)
+    out = cpu.decode(active, W_dec, b_dec, rows, SPACE, penalty=penalty, with_error=True)
     z = dense(active, width)
     error = z.double() @ W_dec.double() + b_dec - target
     d_x_hat = 2 * error / error.numel()
     d_z = d_x_hat.bfloat16().double() @ W_dec.double().T + penalty  # rounded first, as for a dense product
-    rows = torch.arange(n).repeat_interleave(7)
-    expected = d_z[rows, active.latents.long()] * (active.values > 0)
+    of_row = torch.arange(n).repeat_interleave(7)
+    expected = d_z[of_row, active.latents.long()] * (active.values > 0)
     assert out.error is not None
     assert out.d_values is not None
     torch.testing.assert_close(out.error.double(), error, rtol=1e-5, atol=1e-5)
@@ -129,7 +127,7 @@ def test_decode_gives_error_and_gradients(d: int) -> None:
     torch.testing.assert_close(out.d_values.double(), expected, rtol=1e-3, atol=1e-6)
     torch.testing.assert_close(out.d_bias.double(), d_x_hat.sum(0), rtol=1e-4, atol=1e-6)
     torch.testing.assert_close(out.squares, error.square().sum(1), rtol=1e-5, atol=1e-6)
-    from_product = cpu.residual((z @ W_dec.float()).bfloat16(), b_dec, target, SPACE)
+    from_product = cpu.residual((z @ W_dec.float()).bfloat16(), b_dec, rows, SPACE)
     torch.testing.assert_close(from_product.squares.sum(), error.square().sum(), rtol=0.01, atol=0.0)
 
 

@@ -81,10 +81,9 @@ class FusedStep(HostStep):
         adam = cpu.AdamStep(lr=lr, betas=self.cfg.betas, eps=self.cfg.adam_eps, steps_done=self.steps_done)
         weights, space = {name: weight.detach() for name, weight in self.weights.items()}, self._space
         centre = measured["input_mean"] if self.cfg.is_transcoder else weights["b_dec"]
-        centred, wanted = cpu.centre(x, float(measured["input_scale"]), centre, space)
-        assert centred is not None
-        if target is not x:
-            wanted = cpu.centre(target, float(measured["target_scale"]), None, space)[1]
+        given = cpu.Rows.of(x, float(measured["input_scale"]))
+        wanted = given if target is x else cpu.Rows.of(target, float(measured["target_scale"]))
+        centred = cpu.centre(given, centre, space)
         pre = space.take("pre", len(x), self.cfg.n_latents, dtype=torch.bfloat16)
         torch.mm(centred, self._copies["W_enc"].T, out=pre)
         dead = measured["tokens_since_fired"] >= self.cfg.dead_after_tokens
@@ -99,9 +98,9 @@ class FusedStep(HostStep):
             else self._sparse(active, centred, wanted, penalty, revive)
         )
         aux = self._revive(pre, centred, slopes, dead) if revive else None
-        losses = self._losses(slopes, wanted, l1, weight, aux, threshold)
+        losses = self._losses(slopes, target.numel(), l1, weight, aux, threshold)
         pulled = l1 is not None and self.cfg.l1_penalty == "decoder-norm"
-        self._update(slopes, weight / wanted.numel() if pulled else 0.0, adam)
+        self._update(slopes, weight / target.numel() if pulled else 0.0, adam)
         return losses
 
     def _select(self, pre: Tensor, running: float) -> tuple[cpu.Active | None, float | None]:
@@ -123,7 +122,7 @@ class FusedStep(HostStep):
         return torch.linalg.vector_norm(W_dec, dim=1) / (n * W_dec.shape[1])
 
     def _sparse(
-        self, active: cpu.Active, centred: Tensor, wanted: Tensor, penalty: Tensor | None, with_error: bool
+        self, active: cpu.Active, centred: Tensor, wanted: cpu.Rows, penalty: Tensor | None, with_error: bool
     ) -> _Slopes:
         b_dec = self.weights["b_dec"].detach()
         decoded = cpu.decode(
@@ -142,10 +141,10 @@ class FusedStep(HostStep):
             decoded=decoded,
         )
 
-    def _dense(self, z: Tensor, centred: Tensor, wanted: Tensor, penalty: Tensor | None) -> _Slopes:
+    def _dense(self, z: Tensor, centred: Tensor, wanted: cpu.Rows, penalty: Tensor | None) -> _Slopes:
         assert penalty is not None
         W_dec, b_dec, space = self._copies["W_dec"], self.weights["b_dec"].detach(), self._space
-        x_hat = torch.mm(z, W_dec, out=space.take("x_hat", *wanted.shape, dtype=torch.bfloat16))
+        x_hat = torch.mm(z, W_dec, out=space.take("x_hat", len(z), W_dec.shape[1], dtype=torch.bfloat16))
         decoded = cpu.residual(x_hat, b_dec, wanted, space)
         d_z = torch.mm(decoded.d_x_hat, W_dec.T, out=space.take("d_z", *z.shape, dtype=torch.bfloat16))
         sums, slopes, counts = cpu.mask_columns(z, d_z, penalty)
@@ -194,9 +193,15 @@ class FusedStep(HostStep):
         cpu.update_vector(d_b_dec if W_enc_b is None else d_b_dec - W_enc_b, b_dec, self._both("b_dec"), adam)
 
     def _losses(
-        self, slopes: _Slopes, wanted: Tensor, l1: Tensor | None, weight: float, aux: Tensor | None, bound: float | None
+        self,
+        slopes: _Slopes,
+        n_elements: int,
+        l1: Tensor | None,
+        weight: float,
+        aux: Tensor | None,
+        bound: float | None,
     ) -> Losses:
-        mse = (slopes.decoded.squares.sum() / wanted.numel()).float()
+        mse = (slopes.decoded.squares.sum() / n_elements).float()
         sparsity = None if l1 is None else (slopes.latent_sums * l1).sum()
         if self.cfg.selects_k and self.cfg.auxk_coefficient > 0 and aux is None:
             aux = torch.zeros(())
@@ -209,7 +214,7 @@ class FusedStep(HostStep):
             loss=loss,
             mse=mse,
             latent_sums=slopes.latent_sums,
-            l0=slopes.n_active / len(wanted),
+            l0=slopes.n_active / len(slopes.decoded.squares),
             sparsity=sparsity,
             aux=aux,
             threshold=None if bound is None else torch.tensor(bound),

@@ -17,12 +17,12 @@ Trade-off: plain C that needs a compiler at run time; without one `available` is
 import ctypes
 from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from jaxtyping import BFloat16, Float, Float32, Float64, Int32, Int64
+from jaxtyping import BFloat16, Float, Float32, Float64, Int32, Int64, Shaped
 from torch import Tensor
 
 from sparsight.artifact.native import native_library
@@ -34,6 +34,7 @@ __all__ = [
     "AdamStep",
     "Columns",
     "Decoded",
+    "Rows",
     "available",
     "batch_bound",
     "centre",
@@ -57,10 +58,23 @@ SMALLEST = 2.0**-126
 
 _SOURCE = Path(__file__).with_suffix(".c")
 
-# rows of up to this many bytes are gathered whole, since a core's own cache (2 MiB here) holds them; of more, a few columns
+# rows that together have up to this many bytes are gathered whole, since a core's own cache (2 MiB here) holds them; of more, a few columns
 # at a time: at 4,096 rows of 576, 64 columns take 3.4 ms, 128 3.8, 256 5.0 and all 5.6
 _CACHED_BYTES = 3 * 2**19
 _BLOCK_COLUMNS = 64
+
+
+class Rows(NamedTuple):
+    """Rows as they came, which stand for rows / scale: read where they are needed instead of written out."""
+
+    given: Shaped[Tensor, "n d"]
+    """bfloat16 or float32, contiguous."""
+    scale: float
+
+    @classmethod
+    def of(cls, x: Float[Tensor, "n d"], scale: float) -> "Rows":
+        """Rows of any float type."""
+        return cls(x.contiguous() if x.dtype in (torch.bfloat16, torch.float32) else x.float().contiguous(), scale)
 
 
 class Active(NamedTuple):
@@ -108,6 +122,10 @@ class _Adam(ctypes.Structure):
     _fields_ = [(name, ctypes.c_float) for name in ("lr", "beta1", "beta2", "eps", "correction1", "correction2")]
 
 
+class _Rows(ctypes.Structure):
+    _fields_ = [("x", ctypes.c_void_p), ("is_bf16", ctypes.c_int64), ("factor", ctypes.c_float)]
+
+
 @cache
 def available() -> bool:
     """Whether the kernels can be had; the first call compiles them, and says aloud when that fails."""
@@ -119,7 +137,12 @@ def select_topk(pre: BFloat16[Tensor, "n F"], k: int, space: Workspace) -> Activ
     n = len(pre)
     latents, values = _entries(space, n * k)
     _call("select_topk", pre, n, pre.shape[1], k, latents, values)
-    return Active(torch.arange(n + 1) * k, latents, values)
+    return Active(_evenly(n, k), latents, values)
+
+
+@lru_cache(maxsize=8)
+def _evenly(n: int, k: int) -> Int64[Tensor, " n+1"]:
+    return torch.arange(n + 1) * k
 
 
 def batch_bound(pre: BFloat16[Tensor, "n F"], count: int, hint: float) -> float:
@@ -155,17 +178,12 @@ def padded(d: int) -> int:
     return (d + 2 + 31) // 32 * 32
 
 
-def centre(
-    x: Float[Tensor, "n d"], scale: float, centre: Float32[Tensor, " d"] | None, space: Workspace
-) -> tuple[BFloat16[Tensor, "n padded"] | None, Float32[Tensor, "n d"]]:
-    """x / scale - centre in bfloat16 with columns 1, 1, 0, ... behind (None without centre), and x / scale."""
-    x = x.contiguous() if x.dtype in (torch.bfloat16, torch.float32) else x.float().contiguous()
-    n, d = x.shape
-    centred = None if centre is None else space.take("centred", n, padded(d), dtype=torch.bfloat16)
-    normalised = space.take("normalised input" if centred is not None else "normalised target", n, d)
-    is_bf16 = int(x.dtype == torch.bfloat16)
-    _call("centre_rows", x, is_bf16, n, d, padded(d), ctypes.c_float(scale), centre, centred, normalised)
-    return centred, normalised
+def centre(x: Rows, centre: Float32[Tensor, " d"], space: Workspace) -> BFloat16[Tensor, "n padded"]:
+    """x / scale - centre in bfloat16 with columns 1, 1, 0, ... behind."""
+    n, d = x.given.shape
+    centred = space.take("centred", n, padded(d), dtype=torch.bfloat16)
+    _call("centre_rows", x, n, d, padded(d), centre, centred)
+    return centred
 
 
 def encoder_copy(W_enc: Float32[Tensor, "F d"], bias: Float32[Tensor, " F"]) -> BFloat16[Tensor, "F padded"]:
@@ -189,30 +207,28 @@ def decode(
     active: Active,
     W_dec: BFloat16[Tensor, "F d"],
     b_dec: Float32[Tensor, " d"],
-    target: Float32[Tensor, "n d"],
+    target: Rows,
     space: Workspace,
     *,
     penalty: Float32[Tensor, " F"] | None = None,
     with_error: bool = False,
 ) -> Decoded:
     """Error of the sparse reconstruction, its gradients; `penalty` is added to the gradient of every positive value."""
-    n, d = target.shape
+    n, d = target.given.shape
     out = _decoded(target, space, len(active.values), with_error)
     _call(
-        "decode_rows", n, d, *active, W_dec, b_dec, target, _factor(target), penalty, out.d_x_hat, out.d_bias, out.d_values,
-        out.error, out.squares,
+        "decode_rows", n, d, *active, W_dec, b_dec, target, _factor(target), penalty,
+        out.d_x_hat, out.d_bias, out.d_values, out.error, out.squares,
     )  # fmt: skip
     return out
 
 
-def residual(
-    x_hat: BFloat16[Tensor, "n d"], b_dec: Float32[Tensor, " d"], target: Float32[Tensor, "n d"], space: Workspace
-) -> Decoded:
+def residual(x_hat: BFloat16[Tensor, "n d"], b_dec: Float32[Tensor, " d"], target: Rows, space: Workspace) -> Decoded:
     """The same from a dense reconstruction without its bias."""
     out = _decoded(target, space, None, False)
     _call(
         "error_rows",
-        *target.shape,
+        *target.given.shape,
         x_hat,
         b_dec,
         target,
@@ -307,18 +323,19 @@ def _entries(space: Workspace, n: int) -> tuple[Tensor, Tensor]:
     return space.take("latents", n, dtype=torch.int32), space.take("values", n, dtype=torch.bfloat16)
 
 
-def _decoded(target: Tensor, space: Workspace, n_entries: int | None, with_error: bool) -> Decoded:
+def _decoded(target: Rows, space: Workspace, n_entries: int | None, with_error: bool) -> Decoded:
+    n, d = target.given.shape
     return Decoded(
-        space.take("d_x_hat", *target.shape, dtype=torch.bfloat16),
-        torch.empty(target.shape[1]),
+        space.take("d_x_hat", n, d, dtype=torch.bfloat16),
+        torch.empty(d),
         None if n_entries is None else space.take("d_values", n_entries),
-        space.take("error", *target.shape) if with_error else None,
-        torch.empty(len(target), dtype=torch.float64),
+        space.take("error", n, d) if with_error else None,
+        torch.empty(n, dtype=torch.float64),
     )
 
 
-def _factor(target: Tensor) -> ctypes.c_float:
-    return ctypes.c_float(2 / target.numel())
+def _factor(target: Rows) -> ctypes.c_float:
+    return ctypes.c_float(2 / target.given.numel())
 
 
 def _adam(step: AdamStep) -> Any:
@@ -346,7 +363,10 @@ def _call(name: str, *arguments: Any) -> None:
 def _arguments(*arguments: Any) -> Iterable[Any]:
     """Tensors as pointers, integers as int64_t; the rest as it is."""
     for argument in arguments:
-        if isinstance(argument, Tensor):
+        if isinstance(argument, Rows):
+            x = argument.given
+            yield ctypes.byref(_Rows(x.data_ptr(), int(x.dtype == torch.bfloat16), 1 / argument.scale))
+        elif isinstance(argument, Tensor):
             assert argument.is_contiguous(), argument.stride()
             yield ctypes.c_void_p(argument.data_ptr())
         else:

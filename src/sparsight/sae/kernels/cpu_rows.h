@@ -1,21 +1,28 @@
 /* Batches of rows: centring, decode and error, gradients by latent; included by cpu.c. */
 
-/* centred = bf16(x / scale - centre), and where wanted normalised = x / scale, for x in bfloat16 or float32. What `centred`
-   has beyond d columns is 1, 1, 0, ...: the product with weights beside the two halves of a bias then adds the bias. */
-void centre_rows(const void *x, int64_t is_bf16, int64_t n, int64_t d, int64_t stride, float scale, const float *centre,
-                 bf16 *centred, float *normalised) {
-    float factor = 1 / scale;
+typedef struct { /* cpu.py, _Rows: rows as they came, in bfloat16 or float32, which are read as x * factor */
+    const void *x;
+    int64_t is_bf16;
+    float factor;
+} rows_t;
+
+/* row[c] = base[c] - x[at + c] * factor. */
+static inline void subtract_from(float *restrict row, const float *restrict base, const rows_t *rows, int64_t at, int64_t d) {
+    if (rows->is_bf16)
+        for (int64_t c = 0; c < d; c++) row[c] = base[c] - wide(((const bf16 *)rows->x)[at + c]) * rows->factor;
+    else
+        for (int64_t c = 0; c < d; c++) row[c] = base[c] - ((const float *)rows->x)[at + c] * rows->factor;
+}
+
+/* centred = bf16(x * factor - centre). What it has beyond d columns is 1, 1, 0, ...: the product with weights beside the two
+   halves of a bias then adds the bias. */
+void centre_rows(const rows_t *x, int64_t n, int64_t d, int64_t stride, const float *centre, bf16 *centred) {
 #pragma omp parallel for schedule(static)
     for (int64_t i = 0; i < n; i++) {
         float row[d];
-        if (is_bf16)
-            for (int64_t c = 0; c < d; c++) row[c] = wide(((const bf16 *)x)[i * d + c]) * factor;
-        else
-            for (int64_t c = 0; c < d; c++) row[c] = ((const float *)x)[i * d + c] * factor;
-        if (normalised) memcpy(normalised + i * d, row, d * sizeof(float));
-        if (centred)
-            for (int64_t c = 0; c < stride; c++)
-                centred[i * stride + c] = narrow(c < d ? row[c] - centre[c] : c < d + 2 ? 1 : 0);
+        subtract_from(row, centre, x, i * d, d);
+        for (int64_t c = 0; c < d; c++) centred[i * stride + c] = narrow(-row[c]);
+        for (int64_t c = d; c < stride; c++) centred[i * stride + c] = narrow(c < d + 2 ? 1 : 0);
     }
 }
 
@@ -33,7 +40,7 @@ static double finish_row(const float *row, int64_t width, float factor, bf16 *d_
 
 /* Decode, error and gradients of the active latents, a row at a time, so that its decoder rows are fetched once. */
 void decode_rows(int64_t n, int64_t d, const int64_t *starts, const int32_t *latents, const bf16 *values,
-                 const bf16 *W_dec, const float *b_dec, const float *target, float factor, const float *penalty,
+                 const bf16 *W_dec, const float *b_dec, const rows_t *target, float factor, const float *penalty,
                  bf16 *d_x_hat, float *d_bias, float *d_values, float *error, double *squares) {
     int64_t n_chunks = (n + CHUNK - 1) / CHUNK;
     float *parts = calloc(n_chunks * d, sizeof(float));
@@ -45,13 +52,12 @@ void decode_rows(int64_t n, int64_t d, const int64_t *starts, const int32_t *lat
             for (int64_t i = chunk * CHUNK; i < n && i < (chunk + 1) * CHUNK; i++) {
                 int64_t first = starts[i], m = starts[i + 1] - first;
                 bf16 *slope = d_x_hat + i * d;
-                for (int64_t c = 0; c < d; c++) row[c] = b_dec[c] - target[i * d + c];
+                subtract_from(row, b_dec, target, i * d, d);
                 add_rows(row, d, d, m, latents + first, values + first, W_dec);
                 squares[i] = finish_row(row, d, factor, slope, parts + chunk * d, error ? error + i * d : 0);
-                for (int64_t e = first; e < first + m; e++) {
-                    float dot = dot_half(slope, W_dec + (int64_t)latents[e] * d, d);
-                    d_values[e] = values[e] ? dot + (penalty ? penalty[latents[e]] : 0) : 0;
-                }
+                dots(d_values + first, slope, d, m, latents + first, W_dec);
+                for (int64_t e = first; e < first + m; e++)
+                    d_values[e] = values[e] ? d_values[e] + (penalty ? penalty[latents[e]] : 0) : 0;
             }
         free(row);
     }
@@ -126,7 +132,7 @@ void gather_gradients(int64_t width, int64_t d, int64_t stride, int64_t block, c
 }
 
 /* Error and its gradient where the reconstruction, still without bias, comes from a product. */
-void error_rows(int64_t n, int64_t d, const bf16 *x_hat, const float *b_dec, const float *target, float factor,
+void error_rows(int64_t n, int64_t d, const bf16 *x_hat, const float *b_dec, const rows_t *target, float factor,
                 bf16 *d_x_hat, float *d_bias, float *error, double *squares) {
     int64_t n_chunks = (n + CHUNK - 1) / CHUNK;
     float *parts = calloc(n_chunks * d, sizeof(float));
@@ -136,7 +142,8 @@ void error_rows(int64_t n, int64_t d, const bf16 *x_hat, const float *b_dec, con
 #pragma omp for schedule(static)
         for (int64_t chunk = 0; chunk < n_chunks; chunk++)
             for (int64_t i = chunk * CHUNK; i < n && i < (chunk + 1) * CHUNK; i++) {
-                for (int64_t c = 0; c < d; c++) row[c] = wide(x_hat[i * d + c]) + b_dec[c] - target[i * d + c];
+                subtract_from(row, b_dec, target, i * d, d);
+                for (int64_t c = 0; c < d; c++) row[c] += wide(x_hat[i * d + c]);
                 squares[i] =
                     finish_row(row, d, factor, d_x_hat + i * d, parts + chunk * d, error ? error + i * d : 0);
             }

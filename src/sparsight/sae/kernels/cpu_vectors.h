@@ -65,6 +65,29 @@ static inline float dot_half(const bf16 *restrict a, const bf16 *restrict b, int
     return sum;
 }
 
+/* out[p] = a . matrix[rows[p]], for n rows of d numbers. */
+static inline void dots(float *restrict out, const bf16 *restrict a, int64_t d, int64_t n, const int32_t *rows,
+                        const bf16 *matrix) {
+    int64_t p = 0;
+#ifdef __AVX512BF16__
+    for (; d % 32 == 0 && p + 4 <= n; p += 4) { /* four sums at a time, which are added up within their registers together */
+        const bf16 *row[4];
+        __m512 s[4];
+        for (int q = 0; q < 4; q++) row[q] = matrix + (int64_t)rows[p + q] * d, s[q] = _mm512_setzero_ps();
+        for (int64_t c = 0; c < d; c += 32)
+            for (int q = 0; q < 4; q++) s[q] = _mm512_dpbf16_ps(s[q], pairs_at(a + c), pairs_at(row[q] + c));
+        __m512d two[2];
+        for (int q = 0; q < 2; q++)
+            two[q] = (__m512d)_mm512_add_ps(_mm512_unpacklo_ps(s[2 * q], s[2 * q + 1]), _mm512_unpackhi_ps(s[2 * q], s[2 * q + 1]));
+        __m512 four = (__m512)_mm512_unpacklo_pd(two[0], two[1]) + (__m512)_mm512_unpackhi_pd(two[0], two[1]);
+        __m256 half = _mm512_castps512_ps256(four) + (__m256)_mm512_extractf64x4_pd((__m512d)four, 1);
+        __m128 sums = _mm256_castps256_ps128(half) + _mm256_extractf128_ps(half, 1);
+        _mm_storeu_ps(out + p, sums);
+    }
+#endif
+    for (; p < n; p++) out[p] = dot_half(a, matrix + (int64_t)rows[p] * d, d);
+}
+
 static inline float dot(const float *restrict a, const float *restrict b, int64_t d) {
     floats sums = {0};
     int64_t c = 0;
