@@ -43,7 +43,7 @@ def test_nothing_is_recovered_when_the_target_is_shuffled_among_tokens(architect
         return training_losses(cfg, weights, replace(batch, target=batch.target.roll(1, 0)))
 
     def shuffled_decode(active, W_dec, b_dec, target, *rest, **named):
-        return decode(active, W_dec, b_dec, target.roll(1, 0), *rest, **named)
+        return decode(active, W_dec, b_dec, target._replace(given=target.given.roll(1, 0)), *rest, **named)
 
     decode = cpu.decode  # what the closed form uses
     monkeypatch.setattr(autograd, "training_losses", shuffled)
