@@ -16,7 +16,7 @@
                     [n, F]        topk 2 passes (written, selected), batchtopk 4 (threshold, count, fill), relu 11: pre-
                                   activations written, counted, rectified in place; d_z written, masked in place beside z;
                                   three products read z and d_z
-                    [n, d]        x read, centred and normalised (float32) written; target (float32) read, d_x_hat written
+                    [n, d]        x read, centred written; target read, d_x_hat written
                     active entry  the row of W_dec, read again from a core's cache for d_z; of x for W_enc, of d_x_hat for
                                   W_dec: fetched in no order, and what a sparse step waits for in place of its FLOPs
     SAE state     16 bytes a parameter (float32 master, two moments, gradient), 2 more with bfloat16 products. fused: 14, its
@@ -24,7 +24,7 @@
     step memory   8 buffers [n, F] in the compute dtype (pre-activations, latents, AuxK's two, a gradient of each) and 6
                   [n, d] in float32. fused: one [n, F] in bfloat16, two for relu (d_z); 2 bytes a parameter for gradients; 22
                   an active entry (latent, row and place in int32, gradient in float32, value, both sorted in bfloat16), for
-                  relu at a twentieth of F, where it turns sparse; 24 an element of [n, d]: centred, d_x_hat, x and
+                  relu at a twentieth of F, where it turns sparse; 20 an element of [n, d]: centred, d_x_hat, the
                   residual in float32, three more for metrics
     one forward   a token: residual, norm, queries, output (4 d), hook points, three of the widest inner activation
     evaluate      the whole model; three sets of logits and float32 logits of 128 rows four times; two float32 SAEs;
@@ -205,7 +205,7 @@ def _fused_traffic(sae: SAEConfig, n: int, d_in: int, d_out: int, parameters: in
     """Bytes that a fused step moves beside its products."""
     update = 30.0 * parameters
     passes = _PASSES[sae.architecture] * 2.0 * n * sae.n_latents
-    rows = n * (8.0 * d_in + 6.0 * d_out)
+    rows = n * (4.0 * d_in + 4.0 * d_out)
     gathered = n * sae.k * (2.0 * d_in + 4.0 * d_out) if sae.selects_k else 0.0
     return update + passes + rows + gathered
 
@@ -214,7 +214,7 @@ def _fused_scratch(sae: SAEConfig, n: int, d_in: int, d_out: int, parameters: in
     """Bytes of a fused step's scratch, which SAEs that step in turn share."""
     entries = sae.k if sae.selects_k else _SPARSE_SHARE * sae.n_latents
     buffers = 1 if sae.selects_k else 2
-    return n * (2.0 * buffers * sae.n_latents + 22.0 * entries + 24.0 * max(d_in, d_out)) + 2.0 * parameters
+    return n * (2.0 * buffers * sae.n_latents + 22.0 * entries + 20.0 * max(d_in, d_out)) + 2.0 * parameters
 
 
 def _work(recipe: Recipe, geometry: ModelGeometry, saes: tuple[SAECost, ...]) -> dict[str, Work]:
