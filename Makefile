@@ -6,7 +6,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 # Installed first and pinned: a later resolver would otherwise pull another build with gigabytes of GPU packages.
 TORCH ?= torch==2.13.0
 
-.PHONY: demo test lint install bench bench-growth bench-optimisers reference-job check-saelens clean
+.PHONY: demo test lint install bench bench-growth bench-optimisers reference-job check-peers clean
 
 demo: $(VENV)/.installed
 	$(BIN)/sparsight run recipes/demo.toml
@@ -43,14 +43,14 @@ bench-optimisers: demo
 reference-job: $(VENV)/.installed
 	$(BIN)/python benchmarks/reference_job.py
 
-# Does SAELens itself open our folders, and compute what we compute? It gets an environment of its own.
-check-saelens: $(VENV)/.installed
-	test -x .venv-saelens/bin/python || $(PYTHON) -m venv .venv-saelens
-	.venv-saelens/bin/python -c "import torch" 2>/dev/null || .venv-saelens/bin/python -m pip install --quiet "$(TORCH)"
-	.venv-saelens/bin/python -m pip install --quiet sae-lens==6.54.12
-	rm -rf build/saelens-agreement
-	$(BIN)/python tests/saelens_agreement.py write build/saelens-agreement
-	.venv-saelens/bin/python tests/saelens_agreement.py check build/saelens-agreement
+# Do the tools whose formats we write open our files, and compute what we compute? Each has an environment of its own under .venv-peers.
+check-peers: $(VENV)/.installed
+	TORCH="$(TORCH)" $(BIN)/python benchmarks/peers/install.py
+	rm -rf build/exchange
+	$(BIN)/python tests/exchange_agreement.py write build/exchange
+	.venv-peers/sae-lens/bin/python tests/exchange_agreement.py check build/exchange saelens
+	.venv-peers/sparsify/bin/python tests/exchange_agreement.py check build/exchange sparsify
+	.venv-peers/dictionary-learning/bin/python tests/exchange_agreement.py check build/exchange dictionary-learning
 
 clean:
-	rm -rf $(VENV) .venv-saelens .venv-peers build dist *.egg-info src/*.egg-info
+	rm -rf $(VENV) .venv-peers build dist *.egg-info src/*.egg-info

@@ -6,7 +6,7 @@ import torch
 from sparsight.errors import ActivationError, FormatError
 from sparsight.sae import ARCHITECTURES, SAEConfig, SparseAutoencoder
 from sparsight.sae import autoencoder as module
-from sparsight.sae.folder import tensor_shapes
+from sparsight.sae.exchange.saelens import tensor_shapes
 
 D, F = 8, 40
 

@@ -28,8 +28,10 @@ _HOMES = {
     "TrainConfig": "sparsight.recipe",
     "build_index": "sparsight.index",
     "collect_activations": "sparsight.collect",
+    "convert_sae": "sparsight.convert",
     "evaluate_sae": "sparsight.evaluate",
     "load_recipe": "sparsight.recipe",
+    "load_sae": "sparsight.convert",
     "make_plan": "sparsight.plan",
     "run_study": "sparsight.study",
     "show_latent": "sparsight.show",
@@ -44,6 +46,7 @@ __all__ = ["__version__", *_HOMES]
 if TYPE_CHECKING:
     from sparsight.activations import ActivationBatch, ActivationStore, ActivationStream, CaptureConfig, StoreSource
     from sparsight.collect import collect_activations
+    from sparsight.convert import convert_sae, load_sae
     from sparsight.errors import SparsightError
     from sparsight.evaluate import evaluate_sae
     from sparsight.features import FeatureIndex, IndexConfig

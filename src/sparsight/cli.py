@@ -146,7 +146,36 @@ class Show:
         )
 
 
-_COMMANDS = (Run, Plan, Collect, Evaluate, Index, Show)
+@dataclass(frozen=True)
+class Convert:
+    """Write an SAE in another tool's format: saelens, sparsify, dictionary-learning, qwen-scope or founding."""
+
+    source: Positional[str]
+    """A path, or user/repository[/folder] on the Hugging Face Hub."""
+    target: Positional[Path]
+    """Where to write; it must not exist."""
+    to: str = "saelens"
+    """The format to write."""
+    format: str = ""
+    """The source's format; recognised when not given."""
+    k: int | None = None
+    """Active latents per token, where the source does not say (qwen-scope)."""
+    hook_point: str = ""
+    """Where the activations were read, where the source does not say or says it differently."""
+    revision: str | None = None
+    """Branch, tag or commit on the Hub."""
+
+    def __call__(self, stop: StopFlag) -> None:
+        from sparsight.convert import convert_sae
+
+        options = {"k": self.k, "hook_point": self.hook_point, "revision": self.revision}
+        sae = convert_sae(self.source, self.target, to=self.to, format=self.format, **options)
+        print(
+            f"{self.target}: {sae.cfg.architecture}, {sae.d_in} -> {sae.n_latents:,} latents, in the format {self.to}."
+        )
+
+
+_COMMANDS = (Run, Plan, Collect, Evaluate, Index, Show, Convert)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -3,7 +3,7 @@
 from sparsight.sae.autoencoder import SAEOutput, SparseAutoencoder, SparseLatents
 from sparsight.sae.checkpoints import Checkpoints, load_stream_state
 from sparsight.sae.config import ARCHITECTURES, SAEConfig
-from sparsight.sae.founding import founding_config, load_founding_pt, save_founding_pt
+from sparsight.sae.exchange.founding import founding_config
 from sparsight.sae.kernels.workspace import Workspace
 from sparsight.sae.trainer import SAETrainer
 from sparsight.sae.untrained import untrained_sae
@@ -18,8 +18,6 @@ __all__ = [
     "SparseLatents",
     "Workspace",
     "founding_config",
-    "load_founding_pt",
     "load_stream_state",
-    "save_founding_pt",
     "untrained_sae",
 ]

@@ -22,7 +22,7 @@ from torch.nn import functional
 from sparsight.errors import ActivationError, FormatError
 from sparsight.sae.activation import gated_magnitude, jumprelu, keep_topk, topk
 from sparsight.sae.config import SAEConfig
-from sparsight.sae.folder import read_folder, tensor_shapes, write_folder
+from sparsight.sae.exchange import saelens
 
 __all__ = ["SAEOutput", "SparseAutoencoder", "SparseLatents"]
 
@@ -60,7 +60,7 @@ class SparseAutoencoder(nn.Module):
         self.cfg = cfg
         self.d_in, self.d_out = _widths(cfg, tensors)
         self.n_latents = cfg.n_latents
-        expected = tensor_shapes(cfg.inference, self.d_in, self.n_latents, self.d_out)
+        expected = saelens.tensor_shapes(cfg.inference, self.d_in, self.n_latents, self.d_out)
         given = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
         if given != expected:
             raise FormatError(f"SAE {cfg.id} ({cfg.architecture}) has tensors {given}, expected {expected}.")
@@ -99,13 +99,13 @@ class SparseAutoencoder(nn.Module):
         return torch.cat([self._reconstruct_chunk(rows) for rows in self._chunks(x)])
 
     def save(self, folder: Path, *, metadata: Mapping[str, Any]) -> None:
-        """Write SAELens' layout (cfg.json, sae_weights.safetensors); see `folder.write_folder`."""
-        write_folder(folder, self.cfg, self.state_dict(), metadata=metadata)
+        """Write SAELens' layout (cfg.json, sae_weights.safetensors); see `exchange.saelens`."""
+        saelens.write(folder, self.cfg, self.state_dict(), metadata=metadata)
 
     @classmethod
     def load(cls, folder: Path) -> "SparseAutoencoder":
-        """Read a folder that `save` or SAELens wrote; FormatError when it is not one. See `folder.read_folder`."""
-        return cls(*read_folder(folder))
+        """Read a folder that `save` or SAELens wrote; FormatError when it is not one. See `exchange.saelens`."""
+        return cls(*saelens.read(folder))
 
     def _pre(self, x: Tensor) -> Tensor:
         if x.shape[-1] != self.d_in:

@@ -1,4 +1,4 @@
-"""The folder of a finished SAE: SAELens' own layout, so that `sae_lens.SAE.load_from_disk(folder)` opens it.
+"""The folder of a finished SAE, ours as well: SAELens' own layout, so that `sae_lens.SAE.load_from_disk(folder)` opens it.
 
     cfg.json                 architecture, d_in, d_sae, dtype, device, apply_b_dec_to_input, normalize_activations
                              "none", reshape_activations "none"; topk adds k, a transcoder d_out;
@@ -21,20 +21,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from sparsight.artifact import atomic_path, read_json, write_json
-from sparsight.errors import FormatError, RunError, SAEError
+from sparsight.artifact import atomic_path, write_json
+from sparsight.errors import FormatError, SAEError
 from sparsight.sae.config import SAEConfig
+from sparsight.sae.exchange.files import id_of, read_config, read_safetensors
+from sparsight.sae.exchange.shift import centred_bias
 
-__all__ = ["read_folder", "tensor_shapes", "write_folder"]
+__all__ = ["read", "recognises", "tensor_shapes", "write"]
 
 _CONFIG_FILE = "cfg.json"
 _WEIGHTS_FILE = "sae_weights.safetensors"
 _LAYOUT_VERSION = "6.0.0"
-_FLOAT_TYPES = ("F64", "F32", "F16", "BF16")
 _LARGEST_WIDTH = 2**31
 _NAMES = {
     ("relu", False): "standard",
@@ -56,7 +56,14 @@ def tensor_shapes(inference: str, d_in: int, n_latents: int, d_out: int) -> dict
     return shapes | dict.fromkeys(per_latent, (n_latents,))
 
 
-def write_folder(folder: Path, cfg: SAEConfig, tensors: Mapping[str, Tensor], *, metadata: Mapping[str, Any]) -> None:
+def recognises(folder: Path) -> bool:
+    """Whether this is such a folder."""
+    return (folder / _WEIGHTS_FILE).is_file()
+
+
+def write(
+    folder: Path, cfg: SAEConfig, tensors: Mapping[str, Tensor], *, metadata: Mapping[str, Any] | None = None
+) -> None:
     """Write a finished SAE; each file is whole or absent, and cfg.json comes last.
 
     `metadata`: SAELens' keys (model_name, hook_name, prepend_bos, ...) and, under "sparsight", our own.
@@ -66,10 +73,10 @@ def write_folder(folder: Path, cfg: SAEConfig, tensors: Mapping[str, Tensor], *,
     (folder / _CONFIG_FILE).unlink(missing_ok=True)
     with atomic_path(folder / _WEIGHTS_FILE) as path:
         save_file({name: tensor.detach().float().cpu().contiguous() for name, tensor in tensors.items()}, path)
-    write_json(folder / _CONFIG_FILE, _saelens_config(cfg, tensors, metadata))
+    write_json(folder / _CONFIG_FILE, _saelens_config(cfg, tensors, metadata or {}))
 
 
-def read_folder(folder: Path) -> tuple[SAEConfig, dict[str, Tensor]]:
+def read(folder: Path) -> tuple[SAEConfig, dict[str, Tensor]]:
     """Configuration and float32 tensors of a folder written by us or by SAELens; FormatError when it is neither."""
     folder = Path(folder)
     described = _read_config(folder)
@@ -78,7 +85,7 @@ def read_folder(folder: Path) -> tuple[SAEConfig, dict[str, Tensor]]:
     d_in, n_latents = (_width(folder, described, key) for key in ("d_in", "d_sae"))
     d_out = _width(folder, described, "d_out") if is_transcoder else d_in
     cfg = _sae_config(folder, described, inference, is_transcoder, n_latents)
-    tensors = _read_tensors(folder / _WEIGHTS_FILE, tensor_shapes(inference, d_in, n_latents, d_out))
+    tensors = read_safetensors(folder / _WEIGHTS_FILE, tensor_shapes(inference, d_in, n_latents, d_out))
     return cfg, _in_our_form(described, is_transcoder, tensors)
 
 
@@ -104,14 +111,9 @@ def _saelens_config(cfg: SAEConfig, tensors: Mapping[str, Tensor], metadata: Map
 
 
 def _read_config(folder: Path) -> dict[str, Any]:
-    try:
-        described = read_json(folder / _CONFIG_FILE)
-    except RunError as error:
-        raise FormatError(f"{folder} is not the folder of an SAE: {error}") from None
-    if not isinstance(described, dict) or not isinstance(described.get("metadata", {}), dict):
-        raise FormatError(
-            f"{folder / _CONFIG_FILE} does not describe an SAE: an object with an object `metadata` is expected."
-        )
+    described = read_config(folder / _CONFIG_FILE)
+    if not isinstance(described.get("metadata", {}), dict):
+        raise FormatError(f"{folder / _CONFIG_FILE} does not describe an SAE: `metadata` should be an object.")
     return described
 
 
@@ -149,7 +151,7 @@ def _sae_config(
             cfg = _config_from_json(ours["config"])
         else:
             cfg = SAEConfig(
-                id=folder.resolve().name,
+                id=id_of(folder),
                 architecture=inference,
                 n_latents=n_latents,
                 hook_point=str(metadata.get("hook_name") or ""),
@@ -171,48 +173,16 @@ def _config_from_json(values: Mapping[str, Any]) -> SAEConfig:
     return SAEConfig(**given)
 
 
-def _read_tensors(path: Path, expected: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor]:
-    try:
-        with safe_open(path, framework="pt") as file:
-            slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-            _check_header(path, {name: tuple(part.get_shape()) for name, part in slices.items()}, expected)
-            _check_types(path, {name: part.get_dtype() for name, part in slices.items()})
-            tensors = {name: file.get_tensor(name).float() for name in expected}
-    except (SafetensorError, OSError) as error:
-        raise FormatError(f"{path} is not a readable safetensors file: {error}") from None
-    for name, tensor in tensors.items():
-        if not torch.isfinite(tensor).all():
-            raise FormatError(f"{path}: {name} has values that are not finite.")
-    return tensors
-
-
-def _check_header(path: Path, given: Mapping[str, tuple[int, ...]], expected: Mapping[str, tuple[int, ...]]) -> None:
-    if given != expected:
-        wrong = {
-            name: given.get(name, "missing") for name in {*given, *expected} if given.get(name) != expected.get(name)
-        }
-        wanted = {name: expected.get(name, "no such tensor") for name in wrong}
-        raise FormatError(f"{path} does not fit its {_CONFIG_FILE}: it has {wrong}, expected {wanted}.")
-
-
-def _check_types(path: Path, types: Mapping[str, str]) -> None:
-    wrong = {name: kind for name, kind in types.items() if kind not in _FLOAT_TYPES}
-    if wrong:
-        raise FormatError(f"{path} has tensors of type {wrong}, expected one of {', '.join(_FLOAT_TYPES)}.")
-
-
 def _in_our_form(described: Mapping[str, Any], is_transcoder: bool, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     if described.get("rescale_acts_by_decoder_norm", False):
         norms = torch.linalg.vector_norm(tensors["W_dec"], dim=1)
         tensors["W_enc"], tensors["b_enc"] = tensors["W_enc"] * norms, tensors["b_enc"] * norms
         tensors["W_dec"] = tensors["W_dec"] / norms.unsqueeze(1)
     if not is_transcoder and not described.get("apply_b_dec_to_input", True):
-        shift = tensors["b_dec"] @ tensors["W_enc"]
+        W_enc, b_dec = tensors["W_enc"], tensors["b_dec"]
         if "b_gate" in tensors:
-            tensors["b_gate"], tensors["b_mag"] = (
-                tensors["b_gate"] + shift,
-                tensors["b_mag"] + shift * tensors["r_mag"].exp(),
-            )
+            tensors["b_gate"] = centred_bias(tensors["b_gate"], b_dec, W_enc)
+            tensors["b_mag"] = centred_bias(tensors["b_mag"], b_dec, W_enc * tensors["r_mag"].exp())
         else:
-            tensors["b_enc"] = tensors["b_enc"] + shift
+            tensors["b_enc"] = centred_bias(tensors["b_enc"], b_dec, W_enc)
     return tensors

@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 
 from sparsight.errors import FormatError
 from sparsight.sae import ARCHITECTURES, SAEConfig, SparseAutoencoder
-from sparsight.sae.folder import tensor_shapes
+from sparsight.sae.exchange.saelens import tensor_shapes
 
 D, F, D_OUT = 6, 20, 4
 
@@ -113,7 +113,7 @@ def saved(tmp_path):
         ({"architecture": ["standard"]}, "readable are standard"),
         ({"architecture": "topk"}, "contradicts itself"),
         ({"d_sae": F + 1}, "contradicts itself"),
-        ({"d_in": D + 1}, "does not fit its cfg.json"),
+        ({"d_in": D + 1}, "does not hold what it should"),
         ({"d_in": -1}, "d_in = -1"),
         ({"d_in": 10**12}, "a positive width"),
         ({"d_in": "6"}, "a positive width"),
@@ -131,7 +131,7 @@ def test_a_configuration_that_does_not_fit_is_refused_in_one_line(saved, change,
 
 
 def test_a_folder_that_is_none_is_refused(saved, tmp_path):
-    with pytest.raises(FormatError, match="not the folder of an SAE"):
+    with pytest.raises(FormatError, match="is missing or cannot be read"):
         SparseAutoencoder.load(tmp_path / "nowhere")
     (saved / "sae_weights.safetensors").unlink()
     with pytest.raises(FormatError, match="not a readable safetensors file"):

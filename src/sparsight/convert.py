@@ -1,0 +1,87 @@
+"""convert: an SAE from one tool's format into another's, from a local path or the Hugging Face Hub.
+
+    sparsight convert EleutherAI/sae-some-model/layers.10 runs/theirs            # the format is recognised; ours is SAELens' own layout
+    sparsight convert runs/demo/saes/topk-8x out/layers.15.mlp --to sparsify
+
+What was written is read again and must hold the same SAE. Nothing in a source is executed.
+"""
+
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from huggingface_hub import snapshot_download
+from torch import Tensor
+
+from sparsight.errors import FormatError, RunError, SAEError
+from sparsight.sae import SparseAutoencoder
+from sparsight.sae.exchange import read_any, write_as
+
+__all__ = ["convert_sae", "load_sae"]
+
+_TOLERANCE = 1e-6
+
+
+def convert_sae(
+    source: str | Path,
+    target: Path,
+    *,
+    to: str = "saelens",
+    format: str = "",
+    k: int | None = None,
+    hook_point: str = "",
+    revision: str | None = None,
+) -> SparseAutoencoder:
+    """Reads the SAE at `source`, writes it to `target` in the format `to`, and returns it as read.
+
+    `source`: a path, or user/repository[/folder] on the Hub, of `revision`. `format` of the source: recognised when empty. `k` and
+    `hook_point`: what the source does not say. Raises FormatError, SAEError, or RunError when `target` exists.
+    """
+    target = Path(target)
+    if target.exists():
+        raise RunError(f"{target} exists already; choose another place, or remove it.")
+    sae = load_sae(source, format=format, k=k, hook_point=hook_point, revision=revision)
+    write_as(target, to, sae.cfg, sae.state_dict())
+    again = SparseAutoencoder(*read_any(target, to, k=sae.cfg.k))
+    _check_same(sae, again, target)
+    return sae
+
+
+def load_sae(
+    source: str | Path, *, format: str = "", k: int | None = None, hook_point: str = "", revision: str | None = None
+) -> SparseAutoencoder:
+    """An SAE in any of the known formats; see `convert_sae`."""
+    cfg, tensors = read_any(_local(source, revision), format, k=k)
+    if hook_point:
+        cfg = replace(cfg, hook_point=hook_point)
+    return SparseAutoencoder(cfg, tensors)
+
+
+def _local(source: str | Path, revision: str | None) -> Path:
+    """The path itself where it exists; otherwise what it names on the Hub, fetched."""
+    path = Path(source)
+    if path.exists() or not (named := re.fullmatch(r"([\w.-]+/[\w.-]+)(?:/(.+))?", str(source))):
+        return path
+    repository, inside = named[1], named[2]
+    patterns = [inside, f"{inside}/*"] if inside else None
+    try:
+        root = Path(snapshot_download(repository, revision=revision, allow_patterns=patterns))
+    except Exception as error:  # the Hub has a dozen ways to fail, and all of them mean that nothing came
+        reason = str(error).strip().split("\n", 1)[0]
+        raise FormatError(f"{source} is no local path, and fetching it from the Hub failed: {reason}") from None
+    return root / inside if inside else root
+
+
+def _check_same(sae: SparseAutoencoder, again: SparseAutoencoder, target: Path) -> None:
+    """The written file read again, tensor for tensor, relative to each tensor's largest value."""
+    before, after = sae.state_dict(), again.state_dict()
+    for name, tensor in before.items():
+        far = _distance(tensor, after[name]) if name in after else float("inf")
+        if not far <= _TOLERANCE:
+            raise SAEError(f"{target} was written, but reading it again gives another {name} (off by {far:.1e}).")
+
+
+def _distance(a: Tensor, b: Tensor) -> float:
+    scale = max(float(a.abs().max()), torch.finfo(torch.float32).tiny)
+    return float((a - b).abs().max()) / scale
