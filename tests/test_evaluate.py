@@ -155,12 +155,12 @@ def test_an_identity_splice_recovers_everything_and_changes_no_logit(model, stor
 
 
 def test_an_sae_that_always_says_zero_equals_zero_ablation(model, store):
-    report = evaluate_sae(identity_sae(), store, model, untrained=zero_sae(), config=CONFIG, hook_point=HOOK)
-    assert report.value("ce", "untrained") == report.value("ce", "zero")
-    assert report.value("kl", "untrained") == report.value("kl", "zero")
+    report = evaluate_sae(identity_sae(), store, model, controls={"random": zero_sae()}, config=CONFIG, hook_point=HOOK)
+    assert report.value("ce", "random") == report.value("ce", "zero")
+    assert report.value("kl", "random") == report.value("kl", "zero")
     assert report.value("kl", "zero") > 0.01
-    assert report.value("recovered_zero", "untrained") == 0
-    assert report.value("dead_share", "untrained") == 1
+    assert report.value("recovered_zero", "random") == 0
+    assert report.value("dead_share", "random") == 1
 
 
 def test_mean_ablation_puts_the_train_mean_in_place(model, store):
@@ -244,15 +244,15 @@ def test_pca_has_as_many_components_as_the_sae_has_active_latents(store):
 
 
 def test_the_report_says_where_the_sae_loses_and_where_it_wins(model, store):
-    worse = evaluate_sae(zero_sae(), store, model, untrained=identity_sae(), config=CONFIG, hook_point=HOOK)
-    assert {v.outcome for v in worse.verdicts if v.baseline == "untrained"} >= {"worse"}
+    worse = evaluate_sae(zero_sae(), store, model, controls={"random": identity_sae()}, config=CONFIG, hook_point=HOOK)
+    assert {v.outcome for v in worse.verdicts if v.baseline == "random"} >= {"worse"}
     assert "does NOT beat untrained SAE" in worse.text()
-    better = evaluate_sae(identity_sae(), store, model, untrained=zero_sae(), config=CONFIG, hook_point=HOOK)
-    by_metric = {v.metric: v.outcome for v in better.verdicts if v.baseline == "untrained"}
+    better = evaluate_sae(identity_sae(), store, model, controls={"random": zero_sae()}, config=CONFIG, hook_point=HOOK)
+    by_metric = {v.metric: v.outcome for v in better.verdicts if v.baseline == "random"}
     assert by_metric["fvu"] == by_metric["kl"] == "better"
     assert "The SAE beats untrained SAE" in better.markdown()
-    same = evaluate_sae(identity_sae(), store, model, untrained=identity_sae(), config=CONFIG, hook_point=HOOK)
-    assert "No difference found between the SAE and untrained SAE" in same.text()
+    same = evaluate_sae(identity_sae(), store, model, controls={"random": identity_sae()}, config=CONFIG, hook_point=HOOK)
+    assert "Tie between the SAE and untrained SAE" in same.text()
 
 
 def test_classes_of_tokens_make_up_the_whole(model, store):
@@ -311,7 +311,7 @@ def test_a_store_without_held_out_rows_is_an_error(model, tmp_path):
 
 
 def test_the_report_survives_the_disk(model, store, tmp_path):
-    report = evaluate_sae(identity_sae(), store, model, untrained=zero_sae(), config=CONFIG, hook_point=HOOK)
+    report = evaluate_sae(identity_sae(), store, model, controls={"random": zero_sae()}, config=CONFIG, hook_point=HOOK)
     report.save(tmp_path / "evaluation.json")
     again = EvalReport.load(tmp_path / "evaluation.json")
     assert again == report
@@ -322,7 +322,7 @@ def test_the_report_survives_the_disk(model, store, tmp_path):
 
 
 def test_every_row_of_the_tables_has_its_n_and_interval(model, store):
-    text = evaluate_sae(identity_sae(), store, model, untrained=zero_sae(), config=CONFIG, hook_point=HOOK).text()
+    text = evaluate_sae(identity_sae(), store, model, controls={"random": zero_sae()}, config=CONFIG, hook_point=HOOK).text()
     for label in ("SAE", "PCA, k = 16", "untrained SAE", "clean model", "zero ablation", "mean ablation"):
         assert any(line.startswith(label) for line in text.splitlines()), label
     assert "n = 460 tokens of 20 held-out documents" in text

@@ -1,16 +1,16 @@
 """SAE + held-out activations + LanguageModel -> EvalReport.
 
-One pass over the held-out rows measures the SAE, PCA at equal L0 and the untrained SAE on the same tokens; then the
-language model runs on held-out text untouched, with each of the three put in place of its activations, and with two
-ablations (zero, and the mean of the train split). What the baselines need is fitted on the train split; nothing that is
+One pass over the held-out rows measures the SAE, its controls (a second seed, a frozen decoder, the SAE before training: see
+`recipe.schema`) and PCA at equal L0 on the same tokens; then the language model runs on held-out text untouched, with each of
+them put in place of its activations, and with two ablations (zero, and the mean of the train split). What the baselines need is fitted on the train split; nothing that is
 fitted or trained ever sees a held-out document.
 
 Trade-off: the number of PCA components is the SAE's L0 on the train tokens that PCA is fitted on, so that one pass
 suffices; the L0 printed is the held-out one, and the two differ by less than one component as a rule.
 """
 
-from collections.abc import Generator, Iterable, Iterator
-from dataclasses import asdict
+from collections.abc import Generator, Iterable, Iterator, Mapping
+from dataclasses import asdict, replace
 from typing import Any
 
 import torch
@@ -39,6 +39,7 @@ from sparsight.sae import SparseAutoencoder
 __all__ = ["evaluate_sae"]
 
 _DEFAULTS = EvaluateConfig()
+_CONTROL_LABELS = {"seed": "second seed", "frozen-decoder": "frozen decoder", "random": "untrained SAE"}
 
 
 @torch.inference_mode()
@@ -47,20 +48,23 @@ def evaluate_sae(
     store: ActivationStore,
     model: LanguageModel | None = None,
     *,
-    untrained: SparseAutoencoder | None = None,
+    controls: Mapping[str, SparseAutoencoder] | None = None,
+    with_pca: bool = True,
     config: EvaluateConfig = _DEFAULTS,
     hook_point: str,
     target_hook_point: str = "",
     fit_batches: Iterable[ActivationBatch] | None = None,
 ) -> EvalReport:
-    """Measure an SAE on the held-out split, beside PCA, the untrained SAE and two ablations.
+    """Measure an SAE on the held-out split, beside PCA, its controls and two ablations.
 
-    Without `model` only the reconstruction is measured, without `untrained` one baseline is missing; the report's notes
-    say so. `fit_batches` stand in for the train split where the store keeps none (a run that trained from a stream).
+    `controls`: seed, frozen-decoder, random -> the dictionary. Without `model` only the reconstruction is measured; the report's
+    notes say so, and which controls are missing. `fit_batches` stand in for the train split where the store keeps none (a run that trained from a stream).
     Raises SAEError when a width does not match the store, MetricError when there is nothing held out.
     """
     target = target_hook_point or hook_point
-    dictionaries = {"sae": sae} if untrained is None else {"sae": sae, "untrained": untrained}
+    dictionaries = {"sae": sae, **(controls or {})}
+    if unknown := set(dictionaries) - {"sae", *_CONTROL_LABELS}:
+        raise MetricError(f"No such control: {', '.join(sorted(unknown))}; known are {', '.join(_CONTROL_LABELS)}.")
     if model is not None and not config.downstream_tokens:
         model = None
     _check_widths(dictionaries, store, model, hook_point, target)
@@ -75,6 +79,8 @@ def evaluate_sae(
         hook_point=hook_point,
         target_hook_point=target,
     )
+    if not with_pca:
+        fit = replace(fit, pca=None)
     if isinstance(fit_batches, Generator):
         fit_batches.close()  # a stream's ring need not stand beside the whole model
     reconstruction, counts = _measure_reconstruction(dictionaries, store, fit, config, hook_point, target)
@@ -96,7 +102,7 @@ def evaluate_sae(
         config=asdict(config),
         methods=methods,
         verdicts=verdicts,
-        notes=tuple(_notes(sae, untrained, store, model, fit, downstream, target != hook_point)),
+        notes=tuple(_notes(dictionaries, store, model, fit, downstream, target != hook_point)),
     )
 
 
@@ -194,11 +200,9 @@ def _measure_downstream(
 
 
 def _labels(dictionaries: dict[str, Any], fit: TrainFit, downstream: DownstreamSums | None) -> dict[str, str]:
-    labels = {"sae": "SAE"}
+    labels = {"sae": "SAE"} | {name: _CONTROL_LABELS[name] for name in dictionaries if name != "sae"}
     if fit.pca is not None:
         labels["pca"] = f"PCA, k = {fit.pca.k}"
-    if "untrained" in dictionaries:
-        labels["untrained"] = "untrained SAE"
     if downstream is not None:
         labels |= {"clean": "clean model", "zero": "zero ablation"}
         if fit.mean is not None:
@@ -238,14 +242,14 @@ def _measured_on(sums: DocumentSums, downstream: DownstreamSums | None, fit: Tra
 
 
 def _notes(
-    sae: SparseAutoencoder,
-    untrained: SparseAutoencoder | None,
+    dictionaries: Mapping[str, SparseAutoencoder],
     store: ActivationStore,
     model: LanguageModel | None,
     fit: TrainFit,
     downstream: DownstreamSums | None,
     is_transcoder: bool,
 ) -> Iterator[str]:
+    sae = dictionaries["sae"]
     if downstream is None or model is None:
         yield "CE, KL and recovered were not measured: no language model was given, or downstream_tokens is 0."
     else:
@@ -260,10 +264,11 @@ def _notes(
                 yield f"Another model: activations were collected from {key} {collected}, spliced into {spliced}."
         if store.description.get("text_config", {}).get("isolation") == "packed":
             yield "Activations were collected with several documents a row; downstream, each piece runs in a row alone."
-    if untrained is None:
-        yield "The untrained SAE was not measured: none was given."
-    if fit.pca is None:
+    if missing := [label for name, label in _CONTROL_LABELS.items() if name not in dictionaries]:
+        yield f"Not measured, as none was given: {', '.join(missing)}."
+    if fit.mean is None:
         yield "PCA, mean ablation and token classes were not measured: the store has no train rows."
+    if fit.pca is None:
         return
     kind = "PCA here is linear regression of rank k from input to target. It" if is_transcoder else "PCA"
     yield (

@@ -140,8 +140,8 @@ class Study:
                 )
 
     def train(self, stop: StopFlag | None = None) -> None:
-        """Trains the SAEs that are not there yet, all from one pass."""
-        todo = [sae for sae in self.recipe.sae if not self._trained(sae)]
+        """Trains the SAEs that are not there yet and their controls, all from one pass."""
+        todo = [sae for sae in self.recipe.trained if not self._trained(sae)]
         with self._step("train", done=not todo) as needed:
             if needed:
                 with nullcontext() if stop is None else stop.save_first():
@@ -157,7 +157,7 @@ class Study:
                     )
                 if stop is not None:
                     stop.leave()  # the signal may have come while the SAEs were saved
-        self.checkpoints.remove([sae.id for sae in self.recipe.sae])  # a kill may have left some
+        self.checkpoints.remove([sae.id for sae in self.recipe.trained])  # a kill may have left some
 
     def evaluate(self, sae: SAEConfig) -> None:
         """Measures one SAE on held-out documents."""
@@ -167,7 +167,8 @@ class Study:
                     self._load(sae),
                     self.store,
                     self.whole_model,
-                    untrained=load_untrained(self.run.sae(sae.id)).to(self._device()),
+                    controls=self._controls(sae),
+                    with_pca="pca" in self.recipe.controls,
                     config=self.recipe.evaluate,
                     hook_point=sae.hook_point,
                     target_hook_point=sae.target_hook_point,
@@ -226,10 +227,9 @@ class Study:
         write_atomic(self.run.recipe, dump_recipe(self.recipe).encode())
 
     def _is_done(self) -> bool:
-        outputs = [self.run.report]
+        outputs = [self.run.report, *(self.run.sae(sae.id) / "cfg.json" for sae in self.recipe.trained)]
         for sae in self.recipe.sae:
             outputs += [
-                self.run.sae(sae.id) / "cfg.json",
                 self.run.evaluation(sae.id),
                 self.run.features(sae.id) / "index.json",
             ]
@@ -256,6 +256,17 @@ class Study:
 
     def _load(self, sae: SAEConfig) -> SparseAutoencoder:
         return SparseAutoencoder.load(self.run.sae(sae.id)).to(self._device())
+
+    def _controls(self, sae: SAEConfig) -> dict[str, SparseAutoencoder]:
+        """The dictionaries that stand beside this one, in the recipe's order."""
+        trained = self.recipe.trained_controls(sae)
+        found = {}
+        for name in self.recipe.controls:
+            if name in trained:
+                found[name] = self._load(trained[name])
+            elif name == "random":
+                found[name] = load_untrained(self.run.sae(sae.id)).to(self._device())
+        return found
 
     def _device(self) -> str:
         return str(

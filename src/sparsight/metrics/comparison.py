@@ -14,8 +14,9 @@ from sparsight.metrics.sparsity import LatentCounts
 
 __all__ = ["compare_methods", "method_reports"]
 
-# The baselines an SAE must beat; ablations and the clean model are yardsticks, not rivals.
-RIVALS = ("pca", "untrained")
+# The baselines an SAE must beat; ablations and the clean model are yardsticks, not rivals. A second seed is the yardstick of chance.
+RIVALS = ("frozen-decoder", "random", "pca")
+SECOND_SEED = "seed"
 ABLATIONS = ("zero", "mean")
 
 
@@ -61,7 +62,10 @@ def method_reports(
 def compare_methods(
     rivals: Sequence[str], rebuilt: ResampledSums, spliced: ResampledSums | None
 ) -> tuple[Verdict, ...]:
-    """Verdicts on the SAE against each rival, by FVU, CE and KL; differences are resampled in pairs."""
+    """Verdicts on the SAE against each rival, by FVU, CE and KL; differences are resampled in pairs.
+
+    Where a second seed was measured, what differs between the two seeds is the noise that a difference must exceed.
+    """
     verdicts = []
     for rival in rivals:
         pairs = [
@@ -72,7 +76,10 @@ def compare_methods(
         for metric, column, per, sums in pairs:
             if sums is not None and f"{column}_{rival}" in sums.names:
                 difference = sums.estimate({f"{column}_{rival}": 1, f"{column}_sae": -1}, {per: 1})
-                verdicts.append(Verdict(baseline=rival, metric=metric, difference=difference))
+                noise = None
+                if f"{column}_{SECOND_SEED}" in sums.names:
+                    noise = sums.estimate({f"{column}_{SECOND_SEED}": 1, f"{column}_sae": -1}, {per: 1}).value
+                verdicts.append(Verdict(baseline=rival, metric=metric, difference=difference, seed_difference=noise))
     return tuple(verdicts)
 
 

@@ -4,10 +4,10 @@
      "subject":     {...}    architecture, n_latents, d_in, d_out, hook_point, target_hook_point, pca_components
      "measured_on": {...}    tokens and documents of each part; positions replaced and kept; train tokens of the fits
      "config":      {...}    EvaluateConfig
-     "methods":     [{"name": sae | pca | untrained | clean | zero | mean, "label": for people,
+     "methods":     [{"name": sae | seed | frozen-decoder | random | pca | clean | zero | mean, "label": for people,
                       "metrics": {METRIC: estimate}, "by_class": {CLASS: {METRIC: estimate}},
                       "density": null | {log10_edges, n_latents, n_dead, n_tokens}}]
-     "verdicts":    [{"baseline", "metric", "outcome": better | worse | no difference found, "difference": estimate}]
+     "verdicts":    [{"baseline", "metric", "outcome": better | worse | tie, "difference": estimate, "seed_difference"}]
      "notes":       [...]}   what was not measured, and why
 
     estimate = {"value", "low", "high", "n_tokens", "n_documents"}: a ratio of sums over tokens with the 95 % interval
@@ -16,7 +16,8 @@
     CLASS  = first, frequent, middle, rare (see classes.py)
 
 A verdict's difference is (baseline - SAE) for fvu, ce and kl, so that positive is in the SAE's favour; it is
-resampled in pairs. It is "better" or "worse" only when its interval excludes zero.
+resampled in pairs. It is "better" or "worse" only when its interval excludes zero and it exceeds the difference between
+two seeds of the same SAE (`seed_difference`, where a second seed was measured); otherwise it is a tie.
 """
 
 from dataclasses import asdict, dataclass, field
@@ -31,7 +32,7 @@ from sparsight.metrics.sparsity import DensityHistogram
 __all__ = ["METRICS", "EvalReport", "MethodReport", "Verdict"]
 
 FORMAT = "sparsight.evaluation"
-VERSION = 1
+VERSION = 2
 METRICS = ("fvu", "cosine", "l0", "dead_share", "ce", "kl", "recovered_zero", "recovered_mean")
 
 
@@ -40,7 +41,7 @@ class MethodReport:
     """One row of the tables: the SAE, a baseline, the untouched model or an ablation."""
 
     name: str
-    """sae, pca, untrained, clean, zero or mean."""
+    """sae, seed, frozen-decoder, random, pca, clean, zero or mean."""
     label: str
     """The name for people, such as `PCA, k = 32`."""
     metrics: dict[str, Estimate]
@@ -62,12 +63,15 @@ class Verdict:
     difference: Estimate
     """Baseline minus SAE, in the metric's unit; positive is in the SAE's favour."""
 
+    seed_difference: float | None = None
+    """The second seed minus the SAE, by the same metric; None where none was measured."""
+
     @property
     def outcome(self) -> str:
-        """better | worse | no difference found"""
-        low, high = self.difference.low, self.difference.high
-        if low is None or high is None or low <= 0 <= high:
-            return "no difference found"
+        """better | worse | tie"""
+        value, low, high = self.difference.value, self.difference.low, self.difference.high
+        if value is None or low is None or high is None or low <= 0 <= high or abs(value) <= abs(self.seed_difference or 0):
+            return "tie"
         return "better" if low > 0 else "worse"
 
 
@@ -140,7 +144,12 @@ class EvalReport:
                 config=body["config"],
                 methods=tuple(_method(method) for method in body["methods"]),
                 verdicts=tuple(
-                    Verdict(baseline=v["baseline"], metric=v["metric"], difference=Estimate(**v["difference"]))
+                    Verdict(
+                        baseline=v["baseline"],
+                        metric=v["metric"],
+                        difference=Estimate(**v["difference"]),
+                        seed_difference=v["seed_difference"],
+                    )
                     for v in body["verdicts"]
                 ),
                 notes=tuple(body["notes"]),

@@ -89,12 +89,13 @@ def _sentence(verdict: Verdict, label: str) -> str:
     said = {
         "better": f"The SAE beats {label}",
         "worse": f"The SAE does NOT beat {label}; it is worse",
-        "no difference found": f"No difference found between the SAE and {label}",
+        "tie": f"Tie between the SAE and {label}; no difference found",
     }[verdict.outcome]
-    difference = verdict.difference
+    difference, noise = verdict.difference, verdict.seed_difference
+    beside = "" if noise is None else f"; a second seed's minus the SAE's = {_number(noise, True)}"
     return (
         f"{said}, by {WHAT[verdict.metric]}: {HEADINGS[verdict.metric]} of {label} minus the SAE's = "
-        f"{_cell(difference, signed=True)}, n = {difference.n_tokens:,} tokens of {difference.n_documents:,} documents."
+        f"{_cell(difference, signed=True)}{beside}, n = {difference.n_tokens:,} tokens of {difference.n_documents:,} documents."
     )
 
 

@@ -28,7 +28,7 @@
                   residual in float32, three more for metrics
     one forward   a token: residual, norm, queries, output (4 d), hook points, three of the widest inner activation
     evaluate      the whole model; three sets of logits and float32 logits of 128 rows four times; two float32 SAEs;
-                  three [n, F]; four d x d in float64 for PCA. Six forwards a downstream token.
+                  three [n, F]; four d x d in float64 for PCA. Four forwards a downstream token, and one for each dictionary.
     store         a token: sum over hook points of d * bytes, 20 bytes of ids, 4 of text
     checkpoint    12 bytes a parameter, two of them for the moment between writing one and removing the last
     features      12 bytes an activation, twice while they are sorted; where no k says how many there are, nobody knows
@@ -53,7 +53,7 @@ __all__ = ["Cost", "SAECost", "Work", "recipe_cost"]
 DTYPE_BYTES = {"bfloat16": 2, "float16": 2, "float32": 4, "int8": 1}
 _PADDING = 1.03
 _ID_BYTES, _TEXT_BYTES, _SCALE_BYTES = 20, 4, 4
-_FORWARDS_EVALUATED = 6
+_FORWARDS_EVALUATED = 4  # clean, zero, mean, PCA
 _UNKNOWN_L0_SHARE = 0.1
 _PROGRAM_BYTES = 1e9  # Python, torch and Transformers in memory: 0.6-0.9 GB seen
 
@@ -133,7 +133,7 @@ class Cost:
 
 def recipe_cost(recipe: Recipe, geometry: ModelGeometry, kind: str) -> Cost:
     """The cost of a recipe on a `kind` of device, cuda or cpu."""
-    saes = tuple(_sae_cost(sae, recipe, geometry, kind) for sae in recipe.sae)
+    saes = tuple(_sae_cost(sae, recipe, geometry, kind) for sae in recipe.trained)
     return Cost(
         saes=saes,
         forward_flops=geometry.forward_flops(recipe.text.context_tokens),
@@ -235,13 +235,14 @@ def _work(recipe: Recipe, geometry: ModelGeometry, saes: tuple[SAECost, ...]) ->
     whole = geometry.forward_flops(text.context_tokens, whole=True)
     measured = min(evaluate.heldout_tokens or heldout, heldout)
     indexed = min(recipe.index.heldout_tokens or heldout, heldout)
-    for cost, sae in zip(saes, recipe.sae, strict=True):
+    n_measured = 1 + sum(name != "pca" for name in recipe.controls)
+    for cost, sae in zip(saes, recipe.sae, strict=False):  # the controls behind them are measured with theirs
         d_in, d_out = _sae_widths(sae, geometry)
         downstream = min(evaluate.downstream_tokens, heldout)
-        evaluation.compute("forward", model, _FORWARDS_EVALUATED * downstream * whole)
+        evaluation.compute("forward", model, (_FORWARDS_EVALUATED + n_measured) * downstream * whole)
         fit = min(evaluate.pca_fit_tokens, n_train if capture.mode == "store" else 0)
         per_fitted = 2 * d_in * d_out + cost.flops_inference / 2
-        evaluation.compute("forward", "float32", 2 * measured * cost.flops_inference + fit * per_fitted)
+        evaluation.compute("forward", "float32", n_measured * measured * cost.flops_inference + fit * per_fitted)
         logits = 2.0 * sae.n_latents * d_out * geometry.vocab_size
         index.compute("forward", "float32", 2.0 * indexed * d_in * sae.n_latents + logits)
     return {"collect": collection, "train": training, "evaluate": evaluation, "index": index}
@@ -261,7 +262,7 @@ def _disk(recipe: Recipe, geometry: ModelGeometry, saes: tuple[SAECost, ...]) ->
         "activations": each * ((capture.n_tokens if capture.mode == "store" else 0) + capture.heldout_tokens),
         "saes": sum(4.0 * sae.parameters for sae in saes),
         "checkpoints": sum(2 * 12.0 * sae.parameters for sae in saes),
-        "features": sum(2 * 12.0 * heldout * sae.l0 for sae in saes),
+        "features": sum(2 * 12.0 * heldout * sae.l0 for sae in saes[: len(recipe.sae)]),
     }
 
 
@@ -320,7 +321,7 @@ def _inspection_memory(recipe: Recipe, geometry: ModelGeometry) -> Stages:
             "whole model": whole,
             "one forward": forward,
             "logits": float(logits if evaluate.downstream_tokens else 0),
-            "SAE and untrained SAE": 2 * weights,
+            "SAE and controls": (1 + len(recipe.controls)) * weights,
             "latents": 3 * evaluate.batch_tokens * latents,
             "PCA": 4 * 8.0 * max(d_in, d_out) ** 2,
         },

@@ -2,7 +2,12 @@
 
     schema = 1
     name = "demo"
+    controls = ["seed", "frozen-decoder", "random", "pca"]
     [model] [text] [activations] [train] [[sae]] ... [evaluate] [index]
+
+Controls stand beside every SAE in every number. Two of them are SAEs of their own, trained from the same pass: `seed` is the same
+configuration from another seed, so that what differs between the two is chance; `frozen-decoder` keeps its random directions, so that what it
+explains needs no learned dictionary. `random` is the SAE before its first step, `pca` linear components at equal L0; neither is trained.
 
 A value stands in one place: what a room needs is in the room's own dataclass (`lm.ModelConfig`, `sae.SAEConfig`, ...), with its unit.
 """
@@ -20,6 +25,8 @@ __all__ = ["SCHEMA_VERSION", "Recipe", "TrainConfig"]
 
 SCHEMA_VERSION = 1
 LOGGERS = ("tensorboard", "wandb")
+CONTROLS = ("seed", "frozen-decoder", "random", "pca")
+_SEED_STEP = 1_000_003  # far from the seeds that people give to SAEs of one recipe
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,6 +67,8 @@ class Recipe:
     text: TextConfig
     activations: CaptureConfig
     train: TrainConfig = TrainConfig()
+    controls: tuple[str, ...] = CONTROLS
+    """What stands beside each SAE: seed | frozen-decoder | random | pca."""
     sae: tuple[SAEConfig, ...]
     evaluate: EvaluateConfig = EvaluateConfig()
     index: IndexConfig = IndexConfig()
@@ -83,9 +92,22 @@ class Recipe:
                 f'train.epochs = {self.train.epochs} needs activations.mode = "store": a live stream passes once.'
             )
         object.__setattr__(self, "sae", tuple(self._with_hook_points(sae) for sae in self.sae))
-        ids = [sae.id for sae in self.sae]
+        for name in self.controls:
+            if name not in CONTROLS:
+                raise RecipeError(f"controls names {name!r}; there are {', '.join(CONTROLS)}.")
+        ids = [sae.id for sae in self.trained]
         if len(set(ids)) < len(ids):
             raise RecipeError(f"Two [[sae]] sections share an id: {', '.join(ids)}.")
+
+    @property
+    def trained(self) -> tuple[SAEConfig, ...]:
+        """Every SAE of the pass: those of the recipe, then their controls."""
+        return self.sae + tuple(control for sae in self.sae for control in self.trained_controls(sae).values())
+
+    def trained_controls(self, sae: SAEConfig) -> dict[str, SAEConfig]:
+        """Control -> the SAE that is trained for it beside `sae`, in ID.CONTROL."""
+        changes = {"seed": {"seed": sae.seed + _SEED_STEP}, "frozen-decoder": {"freeze_decoder": True}}
+        return {name: replace(sae, id=f"{sae.id}.{name}", **changes[name]) for name in self.controls if name in changes}
 
     def _with_hook_points(self, sae: SAEConfig) -> SAEConfig:
         """The SAE with its hook points spelled out; they must be among those captured."""

@@ -69,9 +69,12 @@ class AutogradStep(HostStep):
     def _update(self, lr: float) -> None:
         self._adam.param_groups[0]["lr"] = lr
         W_dec = self.weights["W_dec"]
-        if self.cfg.unit_norm_decoder:
+        keeps_norm = self.cfg.unit_norm_decoder and not self.cfg.freeze_decoder
+        if self.cfg.freeze_decoder:
+            W_dec.grad = None
+        if keeps_norm:
             assert W_dec.grad is not None
             W_dec.grad.addcmul_(W_dec, torch.linalg.vecdot(W_dec.grad, W_dec).unsqueeze(1), value=-1)
         self._adam.step()
-        if self.cfg.unit_norm_decoder:
+        if keeps_norm:
             W_dec.div_(torch.linalg.vector_norm(W_dec, dim=1, keepdim=True))

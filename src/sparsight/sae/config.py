@@ -113,6 +113,9 @@ class SAEConfig:
     b_dec_init: str = "mean"
     """mean | geometric_median (of the first batch's targets; Bricken 2023) | zero."""
 
+    freeze_decoder: bool = False
+    """Leave the decoder's rows as they were drawn and train the rest: a control, whose dictionary the data never shaped."""
+
     lr: float = 3e-4
     """Adam's peak learning rate. Gao's law 2e-4 * sqrt(2^14 / n_latents) gives 2e-4 to 4e-4 for 16k to 4k latents."""
 

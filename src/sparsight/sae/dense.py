@@ -214,7 +214,7 @@ class DenseStep:
             mean.mul_(options["betas"][0]).add_(g, alpha=1 - options["betas"][0])
             square.mul_(options["betas"][1]).addcmul_(g, g, value=1 - options["betas"][1])
             W.sub_(planned[0] * mean / (square.sqrt() * planned[1] + options["eps"]))
-        for name in ("W_enc", "W_dec"):
+        for name in ("W_enc",) if self.cfg.freeze_decoder else ("W_enc", "W_dec"):
             extra: dict[str, Any] = {"shadow": self._shadows.get(name)}
             if name == "W_dec":
                 extra |= {"unit_norm": self.cfg.unit_norm_decoder, "pull": done.pull, "norms": self._norms}

@@ -178,15 +178,16 @@ class FusedStep(HostStep):
         W_enc_b = cpu.update_rows(
             slopes.W_enc, self._W_enc, self._both("W_enc"), self._copies["W_enc"], adam, coefficients=through_centre
         )
-        cpu.update_rows(
-            slopes.W_dec,
-            self.weights["W_dec"].detach(),
-            self._both("W_dec"),
-            self._copies["W_dec"],
-            adam,
-            unit_norm=self.cfg.unit_norm_decoder,
-            pull=slopes.latent_sums * pull if pull else None,
-        )
+        if not self.cfg.freeze_decoder:
+            cpu.update_rows(
+                slopes.W_dec,
+                self.weights["W_dec"].detach(),
+                self._both("W_dec"),
+                self._copies["W_dec"],
+                adam,
+                unit_norm=self.cfg.unit_norm_decoder,
+                pull=slopes.latent_sums * pull if pull else None,
+            )
         cpu.update_vector(slopes.b_enc, b_enc, self._both("b_enc"), adam)
         cpu.copy_bias(self._copies["W_enc"], b_enc, self._W_enc.shape[1])
         d_b_dec = slopes.decoded.d_bias
