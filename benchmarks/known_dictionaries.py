@@ -1,6 +1,6 @@
 """Which architecture finds a dictionary that is known? Writes benchmarks/records/dictionaries.{json,md}.
 
-    make bench-dictionaries            (--kinds, --seeds, --steps and --workers for parts of it)
+    make bench-dictionaries            (BENCH="--parts ..., --seeds, --steps, --workers" for some of it)
 
 For each kind of planted dictionary and each seed (of the dictionary, the data and the SAE alike): every architecture at the true number of active
 features, and the controls, all from the same rows. Where a coefficient sets the sparsity it is searched on the first seed until L0 on held-out tokens
@@ -38,7 +38,7 @@ BATCH, STEPS, POOL_BATCHES, HELDOUT_BATCHES = 512, 1000, 256, 40
 SEEDS = (0, 1, 2)
 LR = 3e-3
 TOLERANCE, MOST_TRIES = 0.1, 7
-PENALTIES = {"relu": ("l1_coefficient", 4.0), "gated": ("l1_coefficient", 6.0), "jumprelu": ("l0_coefficient", 0.02)}
+PENALTIES = {"relu": ("l1_coefficient", 8.0), "gated": ("l1_coefficient", 12.0), "jumprelu": ("l0_coefficient", 0.02)}
 """The coefficient that sets the sparsity, and where its search begins."""
 NOISES, KS = (0.0, 0.05, 0.15, 0.3), (1, 2, 3, 6, 12)
 RECORD = Path(__file__).parent / "records" / "dictionaries.json"
@@ -95,10 +95,7 @@ def marked(sae: SparseAutoencoder, planted: Planted) -> Run:
 
 
 def searched(architecture: str, planted: Planted, steps: int) -> tuple[list[tuple[float, float]], Run]:
-    """Every (coefficient, L0) that was tried, the nearest to the true L0 first, and what the nearest gives.
-
-    On logarithms: the line through the nearest two tries, at most a factor of 8 from the nearest.
-    """
+    """Every (coefficient, L0) that was tried, the nearest to the true L0 first, and what the nearest gives."""
     name, coefficient = PENALTIES[architecture]
     tries: list[tuple[float, Run]] = []
 
@@ -116,14 +113,19 @@ def searched(architecture: str, planted: Planted, steps: int) -> tuple[list[tupl
 
 
 def next_coefficient(tries: Sequence[tuple[float, float]], wanted: float) -> float:
-    """Where the L0 `wanted` is expected from tries (coefficient, L0), the nearest first."""
-    (c, l0), slope = tries[0], -1.0
+    """Where the L0 `wanted` is expected from tries (coefficient, L0), L0 falling as the coefficient grows.
+
+    Between the nearest on either side by a line through logarithms; beyond them all by the ratio, at most a factor of 8.
+    """
+    too_many = max((each for each in tries if each[1] >= wanted), default=None)
+    too_few = min((each for each in tries if each[1] < wanted), default=None)
+    if too_many and too_few:
+        (c1, many), (c2, few) = too_many, too_few
+        share = math.log(many / wanted) / math.log(many / max(few, 1e-3))
+        return c1 * (c2 / c1) ** min(0.9, max(0.1, share))
+    c, l0 = too_many or too_few or tries[0]
     ratio = max(l0, 1e-3) / wanted
-    if len(tries) > 1 and tries[1][0] != c and tries[1][1] != l0:
-        c2, l2 = tries[1]
-        slope = math.log(max(l2, 1e-3) / max(l0, 1e-3)) / math.log(c2 / c)
-        slope = slope if slope < -0.1 else -1.0  # L0 falls as the coefficient grows
-    return c * min(8.0, max(1 / 8, ratio ** (-1 / slope)))
+    return c * (min(8.0, max(1.5, ratio)) if too_many else max(1 / 8, min(1 / 1.5, ratio)))
 
 
 def pca(planted: Planted) -> SparseAutoencoder:

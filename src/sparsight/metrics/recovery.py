@@ -10,7 +10,7 @@
                   below 1 shrunk                            the effect: Wright & Sharkey 2024; Rajamanoharan 2024, arXiv:2404.16014
     absorption_p  share of a parent's tokens on which its latent is silent and a child's active   after Chanin 2024, arXiv:2409.14507
 
-`z` are latents, `a` true magnitudes, on held-out tokens. Cosines are signed, since latents and magnitudes are both positive: a latent that points away
+`z` are latents, `a` true magnitudes, on held-out tokens. Cosines are signed, since latents and magnitudes are positive: a latent that points away
 has found nothing. Precision, recall and F1 are means over features that fire at all, whatever their cosine, so a matching at chance costs; shrinkage
 is a median over recovered features, since of a wrong latent it says nothing. Absorption is a mean over parents. A latent may be silent for another
 reason, so two rates stand beside it: how often the parent's latent is silent when a child truly fires, and when none does.
