@@ -50,12 +50,12 @@ def test_half_the_activation_is_a_shrinkage_of_a_half():
 
 
 def test_shrinkage_is_least_squares_through_the_origin_where_both_fire():
-    # feature 0: z = 1 where a = 1, z = 1 where a = 2, silent where a = 4, and active where it should not be: (1*1 + 1*2) / (1 + 4)
-    a, z = torch.zeros(4, N), torch.zeros(4, N)
-    a[:3, 0], z[[0, 1, 3], 0] = torch.tensor([1.0, 2.0, 4.0]), 1.0
+    # feature 0: z = 1 where a = 1 and where a = 2, silent where a = 4, and twice active on its own: (1*1 + 1*2) / (1 + 4)
+    a, z = torch.zeros(5, N), torch.zeros(5, N)
+    a[:3, 0], z[[0, 1, 3, 4], 0] = torch.tensor([1.0, 2.0, 4.0]), 1.0
     found = marked(FEATURES, z, a)
     assert found.shrinkage == pytest.approx(0.6)
-    assert [found.precision, found.recall, found.f1] == pytest.approx([2 / 3, 2 / 3, 2 / 3])
+    assert [found.precision, found.recall, found.f1] == pytest.approx([2 / 4, 2 / 3, 4 / 7])
     assert found.n_shrinkage == 1
 
 
@@ -93,16 +93,16 @@ def test_recovery_is_split_by_how_often_features_fire():
 
 
 def test_absorption_by_hand():
-    # parent 0 with child 2, parent 1 with child 3. Tokens 0-3: parent 0; on 0 and 1 the child as well, which on 0 and 1 hides the
-    # parent's latent; on 2 the latent is silent for no reason; token 4: parent 1 with its child; token 5: parent 1 alone, both found.
+    # parent 0 (child 2) fires on tokens 0-4. On 0 and 1 the child does as well and hides the parent's latent; on 2 both fire and no latent
+    # does; on 3 the parent's latent is silent for no reason; on 4 it is found. Parent 1 (child 3): token 5 with the child, 6 alone, all found.
     parents = torch.tensor([-1, -1, 0, 1])
-    a, z = torch.zeros(6, 4), torch.zeros(6, 4)
-    a[:4, 0], a[:2, 2], a[4:, 1], a[4, 3] = 1.0, 1.0, 1.0, 1.0
-    z[3, 0], z[:2, 2], z[4:, 1], z[4, 3] = 1.0, 1.0, 1.0, 1.0
+    a, z = torch.zeros(7, 4), torch.zeros(7, 4)
+    a[:5, 0], a[:3, 2], a[5:, 1], a[5, 3] = 1.0, 1.0, 1.0, 1.0
+    z[4, 0], z[:2, 2], z[5:, 1], z[5, 3] = 1.0, 1.0, 1.0, 1.0
     found = marked(FEATURES[:4], z, a, FEATURES[:4], parents, step=4).absorption
     assert found.n_parents == 2
-    assert found.rate == pytest.approx((2 / 4 + 0) / 2)
-    assert found.silent_with_child == pytest.approx((2 / 2 + 0) / 2)
+    assert found.rate == pytest.approx((2 / 5 + 0) / 2)
+    assert found.silent_with_child == pytest.approx((3 / 3 + 0) / 2)
     assert found.silent_alone == pytest.approx((1 / 2 + 0) / 2)
     assert marked(FEATURES[:4], a, a, FEATURES[:4], parents).absorption.rate == 0
 
