@@ -5,8 +5,8 @@
         "topLogits", "bottomLogits":   [{"token", "value"}, ...]   strongest first; absent where no language model was given
         "activations": [{"tokens": [...], "values": [...], "quantiles": [low, high]}, ...]}]}
 
-Passages: the strongest of distinct documents, whose `quantiles` are [1, 1], then some of each quarter of the activations by strength, with the shares
-that bound the quarter, strongest first. A latent never active has no passages. Values are raw activations, 0 where a token's is unknown.
+Passages: the strongest of distinct documents, then some of each quarter of the activations by strength, strongest first. `quantiles` of a quarter's are
+the shares that bound it; of the strongest, twice the share of activations up to theirs, 1 for the maximum. A latent never active has no passages. Values are raw activations, 0 where a token's is unknown.
 
 We had no account to send one to: names and nesting are as its clients send them, the shapes of logits and quantiles are assumptions, and
 docs/formats.md says so.
@@ -14,6 +14,8 @@ docs/formats.md says so.
 
 from collections.abc import Iterator
 from typing import Any
+
+import numpy as np
 
 from sparsight.features.contexts import Context, quantile_contexts, top_contexts
 from sparsight.features.index import FeatureIndex, TokenWeights
@@ -46,8 +48,10 @@ def _feature(index: FeatureIndex, tokenizer: Any, latent: int, with_contexts: bo
 
 
 def _passages(index: FeatureIndex, tokenizer: Any, latent: int) -> Iterator[dict[str, Any]]:
+    ascending = np.sort(index.activations(latent)[1])
     for context in top_contexts(index, latent, _TOP):
-        yield _passage(tokenizer, context, (1.0, 1.0))
+        share = float(np.searchsorted(ascending, context.value, side="right") / len(ascending))
+        yield _passage(tokenizer, context, (share, share))
     bands = quantile_contexts(index, latent, _PER_BAND)
     for number, band in reversed(list(enumerate(bands))):  # fewer than four where it was active fewer than four times
         for context in band.contexts:

@@ -33,7 +33,7 @@ _RECONSTRUCTION = ("fvu", "cosine", "l0", "dead_share")
 _DOWNSTREAM = ("ce", "kl", "recovered_zero", "recovered_mean")
 _READING = (
     "FVU is the fraction of variance unexplained (0 is perfect, 1 no better than the mean), L0 the active latents per token, CE and KL nats per token "
-    "of the model with the method in place; recovered is the share of the CE "
+    "of the model with the method in place; recovered the share of the CE "
     "that an ablation costs which the method does not, and depends on the ablation. [95 % interval, documents resampled.]"
 )
 

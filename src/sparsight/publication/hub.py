@@ -7,7 +7,7 @@ should an error's text hold it, it is taken out.
 from pathlib import Path
 
 from huggingface_hub import HfApi, get_token
-from huggingface_hub.errors import HFValidationError
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
 from sparsight.errors import HubError
@@ -55,8 +55,11 @@ def upload(folder: Path, repo_id: str, token: str, *, private: bool, repo_type: 
 
 
 def _without_token(error: BaseException, token: str) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    said = " ".join(lines[:2]) or type(error).__name__
-    if error.__cause__ is not None and str(error.__cause__).strip():
-        said += f" {str(error.__cause__).strip().splitlines()[0]}"
-    return said.replace(token, "(token)")
+    """What went wrong in one line: the Hub's own words where there are some, and whose fault a wrapped error is."""
+    said = []
+    for each in (error, error.__cause__):
+        words = [line.strip() for line in str(each or "").splitlines() if line.strip()]
+        if isinstance(each, HfHubHTTPError) and each.server_message:
+            words = [f"{each.response.status_code} {each.server_message}"]
+        said += words[:1]
+    return " ".join(dict.fromkeys(said)).replace(token, "(token)") or type(error).__name__
