@@ -4,6 +4,8 @@
     POST /api/{models,datasets}/ID/preupload/main  POST [datasets/]ID.git/info/lfs/objects/batch     PUT /lfs/OID
     POST /api/{models,datasets}/ID/commit/main     GET  /api/{models,datasets}/ID[/revision/main]
 
+and those by which it fetches again: GET /api/models/ID/tree/main, HEAD and GET /ID/resolve/COMMIT/PATH.
+
 It keeps what arrives and notes every request. `fail` decides which requests go wrong and how. The card's front matter is checked by the rules that
 the Hub's documentation gives (a licence, a library, a list of datasets by id, a model-index with task, dataset and metrics).
 """
@@ -19,6 +21,7 @@ from typing import Any
 
 import yaml
 
+_COMMIT = "1" * 40
 _HUB_ID = re.compile(r"(?:[\w-]+/)?[\w.-]+")
 
 
@@ -76,13 +79,28 @@ def front_matter_errors(card: str) -> list[str]:
     return errors
 
 
+def _git(content: bytes) -> str:
+    """Git's hash of a file."""
+    return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
+
+
 class _Handler(BaseHTTPRequestHandler):
     state: LoopbackHub
     protocol_version = "HTTP/1.1"
 
     def do_GET(self) -> None:
-        if not self._goes_wrong():
-            self._answer({"id": "someone/x", "sha": "0" * 40, "siblings": [], "tags": []})
+        if self._goes_wrong():
+            return
+        if "/resolve/" in self.path:
+            self._resolve()
+        elif "/tree/" in self.path:
+            files = self.state.files.items()
+            self._answer([{"type": "file", "path": name, "size": len(each), "oid": _git(each)} for name, each in files])
+        else:
+            siblings = [{"rfilename": name} for name in self.state.files]
+            self._answer({"id": "someone/x", "sha": _COMMIT, "siblings": siblings, "tags": []})
+
+    do_HEAD = do_GET
 
     def do_PUT(self) -> None:
         body = self._body()
@@ -124,8 +142,7 @@ class _Handler(BaseHTTPRequestHandler):
         large = file["path"].endswith((".safetensors", ".parquet"))
         content, oid = self.state.files.get(file["path"]), None
         if content is not None:
-            git = hashlib.sha1(b"blob %d\0" % len(content) + content)
-            oid = hashlib.sha256(content).hexdigest() if large else git.hexdigest()
+            oid = hashlib.sha256(content).hexdigest() if large else _git(content)
         return {
             "path": file["path"],
             "uploadMode": "lfs" if large else "regular",
@@ -143,8 +160,23 @@ class _Handler(BaseHTTPRequestHandler):
             value = line["value"]
             content = self.state.blobs[value["oid"]] if line["key"] == "lfsFile" else base64.b64decode(value["content"])
             self.state.files[value["path"]] = content
-        address = f"{self.state.url}/{re.search('/api/(?:models/)?(.+?)/commit/', self.path)[1]}/commit/{'1' * 40}"
-        self._answer({"success": True, "commitOid": "1" * 40, "commitUrl": address})
+        address = f"{self.state.url}/{re.search('/api/(?:models/)?(.+?)/commit/', self.path)[1]}/commit/{_COMMIT}"
+        self._answer({"success": True, "commitOid": _COMMIT, "commitUrl": address})
+
+    def _resolve(self) -> None:
+        content = self.state.files.get(self.path.split("?")[0].split("/", 5)[5])
+        if content is None:
+            self.send_response(404)
+            self.send_header("X-Error-Code", "EntryNotFound")
+            content = b""
+        else:
+            self.send_response(200)
+            self.send_header("ETag", f'"{_git(content)}"')
+        self.send_header("X-Repo-Commit", _COMMIT)
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        if self.command == "GET":
+            self.wfile.write(content)
 
     def _goes_wrong(self) -> bool:
         self.state.requests.append((self.command, self.path))

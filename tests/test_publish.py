@@ -313,6 +313,9 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[LoopbackHub
 
     with LoopbackHub() as server:
         monkeypatch.setattr(constants, "ENDPOINT", server.url)
+        monkeypatch.setattr(
+            constants, "HUGGINGFACE_CO_URL_TEMPLATE", server.url + "/{repo_id}/resolve/{revision}/{filename}"
+        )
         monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
         monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)  # its transfer has endpoints of its own
         monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "no-token"))
@@ -400,6 +403,32 @@ def test_an_upload_cut_off_goes_on_with_what_is_missing(
     hub.requests.clear()
     assert publish(run, out, capfd)[0] == 0  # all there: nothing is sent
     assert hub.sent("PUT", "") + hub.sent("POST", "/commit/") == []
+
+
+def test_what_was_published_is_loaded_from_the_hub_as_the_card_says(
+    run: RunDir,
+    model_folder: Path,
+    tmp_path: Path,
+    hub: LoopbackHub,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    from huggingface_hub import constants
+
+    assert publish(run, tmp_path / "built" / "tiny", capfd, "--private")[0] == 0
+    code = programs(tmp_path / "built" / "tiny" / "README.md")["sparsight"]
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")  # where there is no copy of the repository
+    Path(model_folder.name).symlink_to(model_folder)
+    names: dict[str, object] = {}
+    hub.requests.clear()
+    exec(compile(code, "card", "exec"), names)
+    assert hub.sent("GET", "/someone/tiny/resolve/")
+    mine, theirs = SparseAutoencoder.load(run.sae("topk")), names["sae"]
+    assert isinstance(theirs, SparseAutoencoder)
+    assert theirs.cfg == mine.cfg
+    assert all((tensor == theirs.state_dict()[name]).all() for name, tensor in mine.state_dict().items())
 
 
 def test_a_file_that_fails_is_all_that_is_sent_again(

@@ -13,6 +13,7 @@ bytes, so that an upload cut off goes on with what is missing. A folder that was
 user's machine is published: local paths are cut to their last component.
 """
 
+import json
 import logging
 import shutil
 from collections.abc import Iterator
@@ -25,7 +26,7 @@ from safetensors.torch import save_file
 
 from sparsight.artifact import RunDir, atomic_path, read_json, sha256_file, write_atomic, write_json
 from sparsight.errors import RunError
-from sparsight.features import neuronpedia_batches, write_feature_table
+from sparsight.features import PASSAGES_PER_LATENT, neuronpedia_batches, write_feature_table
 from sparsight.lm import resolve_checkpoint
 from sparsight.publication import (
     EXAMPLE_FILE,
@@ -142,7 +143,7 @@ def _build_dataset_repository(
     """Features in another tool's form, with a card that says of what; yields warnings."""
     lines = [dataset_front_matter(licences), "", f"# {plain(config.to.split('/')[1])}", ""]
     for sae in facts.saes:
-        about = f"{plain(sae.cfg.id)}: {sae.index.n_latents:,} latents at {plain(' -> '.join(sae.hook_points))} of {plain(facts.model_name)}, on "
+        about = f"{plain(sae.cfg.id)}: {sae.index.n_latents:,} latents at {plain(' to '.join(sae.hook_points))} of {plain(facts.model_name)}, on "
         about += f"{sae.index.n_tokens:,} held-out tokens of {plain(facts.text_name)}"
         if config.format == "parquet":
             n_contexts = _TABLE_CONTEXTS if quotes else 0
@@ -152,15 +153,14 @@ def _build_dataset_repository(
             batches = neuronpedia_batches(sae.index, tokenizer, with_contexts=quotes, **names)
             (folder / sae.cfg.id).mkdir()
             for number, batch in enumerate(batches):
-                write_json(folder / sae.cfg.id / f"batch-{number:04d}.json", batch)
+                body = json.dumps(batch, ensure_ascii=False, allow_nan=False)
+                write_atomic(folder / sae.cfg.id / f"batch-{number:04d}.json", body.encode())
         lines += [f"- {about}", ""]
     lines += ["Made with Sparsight, whose docs/formats.md describes these files."]
     write_atomic(folder / "README.md", ("\n".join(lines) + "\n").encode())
-    yield (
-        _quoting(facts, licences, "These files quote passages of every latent")
-        if quotes
-        else _not_quoting(facts, licences)
-    )
+    n_each = _TABLE_CONTEXTS if config.format == "parquet" else PASSAGES_PER_LATENT
+    what = f"These files quote up to {n_each} passages of each of {sum(sae.index.n_latents for sae in facts.saes):,} latents,"
+    yield _quoting(facts, licences, what) if quotes else _not_quoting(facts, licences)
 
 
 def _plots(sae: SAEFacts) -> Iterator[tuple[str, str]]:

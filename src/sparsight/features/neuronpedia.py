@@ -5,8 +5,9 @@
         "topLogits", "bottomLogits":   [{"token", "value"}, ...]   strongest first; absent where no language model was given
         "activations": [{"tokens": [...], "values": [...], "quantiles": [low, high]}, ...]}]}
 
-Passages: the strongest of distinct documents, then some of each quarter of the activations by strength, strongest first. `quantiles` of a quarter's are
-the shares that bound it; of the strongest, twice the share of activations up to theirs, 1 for the maximum. A latent never active has no passages. Values are raw activations, 0 where a token's is unknown.
+Passages: the strongest of distinct documents, then some of each quarter of the activations by strength, strongest first. `quantiles` of a
+quarter's are the shares that bound it; of the strongest, twice the share of activations up to theirs, 1 for the maximum. A latent never active
+has no passages. Values are raw activations, 0 where a token's is unknown.
 
 We had no account to send one to: names and nesting are as its clients send them, the shapes of logits and quantiles are assumptions, and
 docs/formats.md says so.
@@ -17,14 +18,15 @@ from typing import Any
 
 import numpy as np
 
-from sparsight.features.contexts import Context, quantile_contexts, top_contexts
+from sparsight.features.contexts import N_BANDS, Context, quantile_contexts, top_contexts
 from sparsight.features.index import FeatureIndex, TokenWeights
 from sparsight.features.tokens import readable_tokens
 
-__all__ = ["neuronpedia_batches"]
+__all__ = ["PASSAGES_PER_LATENT", "neuronpedia_batches"]
 
 _BATCH = 128
 _TOP, _PER_BAND = 10, 2
+PASSAGES_PER_LATENT = _TOP + N_BANDS * _PER_BAND
 
 
 def neuronpedia_batches(

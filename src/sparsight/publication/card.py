@@ -32,9 +32,9 @@ _HEADINGS = {
 _RECONSTRUCTION = ("fvu", "cosine", "l0", "dead_share")
 _DOWNSTREAM = ("ce", "kl", "recovered_zero", "recovered_mean")
 _READING = (
-    "FVU is the fraction of variance unexplained (0 is perfect, 1 no better than the mean), L0 the active latents per token, CE and KL nats per token "
-    "of the model with the method in place; recovered the share of the CE "
-    "that an ablation costs which the method does not, and depends on the ablation. [95 % interval, documents resampled.]"
+    "FVU is the fraction of variance unexplained (0 is perfect, 1 no better than the mean), L0 the active latents per token; CE and KL are nats per "
+    "token of the model with the method in place; recovered is the share of what an ablation costs in CE that the method does not, and depends on "
+    "the ablation. [95 % interval, documents resampled.]"
 )
 
 
@@ -80,12 +80,11 @@ def model_card(
 
 
 def _introduction(facts: RunFacts) -> list[str]:
-    several = len(facts.saes) > 1
     rows = [
         [
             plain(sae.cfg.id),
             plain(sae.cfg.architecture),
-            plain(" -> ".join(sae.hook_points)),
+            plain(" to ".join(sae.hook_points)),
             f"{sae.described['d_in']:,}",
             f"{sae.cfg.n_latents:,}",
             *(_cell(sae.report.method("sae"), metric) for metric in ("fvu", "l0", "dead_share")),
@@ -93,13 +92,20 @@ def _introduction(facts: RunFacts) -> list[str]:
         for sae in facts.saes
     ]
     return [
-        f"{'Sparse autoencoders' if several else 'A sparse autoencoder'} on {_model_link(facts)}, trained and measured with Sparsight, in "
+        f"{_kind(facts)} on {_model_link(facts)}, trained and measured with Sparsight, in "
         "SAELens' layout: a folder for each, with `cfg.json` and `sae_weights.safetensors`.",
         "",
         *table(
             ["folder", "architecture", "hook point", "width", "latents", "FVU, held out", "L0", "never active"], rows
         ),
     ]
+
+
+def _kind(facts: RunFacts) -> str:
+    kinds = sorted({"transcoder" if sae.cfg.is_transcoder else "sparse autoencoder" for sae in facts.saes})
+    if len(facts.saes) == 1:
+        return f"A {kinds[0]}"
+    return " and ".join(f"{kind}s" for kind in kinds).capitalize()
 
 
 def _model_link(facts: RunFacts) -> str:
@@ -136,9 +142,10 @@ def _evaluation(sae: SAEFacts) -> Iterator[str]:
     dead = report.method("sae").density
     if dead is not None:
         n_latents = dead.n_dead + sum(dead.n_latents)
+        fewer = "; a rare latent looks dead on few tokens, so more would find fewer." if dead.n_dead else "."
         yield from (
             "",
-            f"{dead.n_dead:,} of {n_latents:,} latents were never active on {dead.n_tokens:,} held-out tokens; more tokens would find fewer.",
+            f"{dead.n_dead:,} of {n_latents:,} latents were never active on {dead.n_tokens:,} held-out tokens{fewer}",
         )
         yield from ("", f"![Latents by density]({sae.cfg.id}/density.svg)")
     if sae.training:
@@ -205,6 +212,8 @@ def _features(facts: RunFacts, tokenizer: Any, with_contexts: bool) -> tuple[lis
 def _limits(facts: RunFacts) -> Iterator[str]:
     for sae in facts.saes:
         labels = {method.name: method.label for method in sae.report.methods}
+        if (fvu := sae.report.value("fvu")) is not None and fvu >= 1:
+            yield f"{plain(sae.cfg.id)} reconstructs no better than the mean of all activations does: its FVU is {fvu:.2f}."
         for verdict in sae.report.verdicts:
             if verdict.outcome != "better":
                 said = "is worse than" if verdict.outcome == "worse" else "does not differ from"

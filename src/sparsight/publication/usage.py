@@ -15,10 +15,10 @@ from sparsight.activations import ActivationStore
 from sparsight.artifact import RunDir
 from sparsight.errors import StoreError
 from sparsight.publication.facts import RunFacts, SAEFacts
-from sparsight.publication.markdown import fenced
+from sparsight.publication.markdown import fenced, plain
 from sparsight.sae import SAEConfig, SparseAutoencoder
 
-__all__ = ["EXAMPLE_FILE", "example_tensors", "torch_program", "usage_lines"]
+__all__ = ["EXAMPLE_FILE", "example_tensors", "saelens_program", "torch_program", "usage_lines"]
 
 EXAMPLE_FILE = "example.safetensors"
 _ROWS = 8
@@ -41,7 +41,9 @@ def usage_lines(facts: RunFacts, sae: SAEFacts, repo_id: str, *, rows_are_real: 
     """The section of the card."""
     rows = "held-out activations" if rows_are_real else "rows of random numbers"
     name = repo_id.split("/")[1]
+    others = [plain(each.cfg.id) for each in facts.saes if each is not sae]
     lines = [
+        *([f"Shown for {plain(sae.cfg.id)}; {', '.join(others)} by their folders likewise.", ""] if others else []),
         f"All three take a copy of this repository in the folder `{name}` where there is one: `hf download {repo_id} --local-dir {name}`, "
         "or what `sparsight publish --dry-run` built. Without it the first two fetch from the Hub, the third needs it. "
         f"`{sae.cfg.id}/{EXAMPLE_FILE}` has {_ROWS} {rows} `x` and what Sparsight makes of them, `x_hat`, to compare with.",
@@ -52,7 +54,12 @@ def usage_lines(facts: RunFacts, sae: SAEFacts, repo_id: str, *, rows_are_real: 
         "",
     ]
     if sae.opens_in_saelens:
-        lines += ["**SAELens** (`pip install sae-lens`):", "", *fenced(_with_saelens(sae, repo_id, name), "python"), ""]
+        lines += [
+            "**SAELens** (`pip install sae-lens`):",
+            "",
+            *fenced(saelens_program(sae.cfg, repo_id, name), "python"),
+            "",
+        ]
     else:
         lines += [f"**SAELens** has no class for `{sae.described['architecture']}` and refuses this one by name.", ""]
     return [
@@ -95,7 +102,8 @@ def _with_sparsight(facts: RunFacts, sae: SAEFacts, repo_id: str, name: str) -> 
     ]
 
 
-def _with_saelens(sae: SAEFacts, repo_id: str, name: str) -> list[str]:
+def saelens_program(cfg: SAEConfig, repo_id: str, name: str) -> list[str]:
+    """Lines of Python that compute it with SAELens, from `name`/ID or else from the Hub."""
     return [
         "from pathlib import Path",
         "",
@@ -103,12 +111,12 @@ def _with_saelens(sae: SAEFacts, repo_id: str, name: str) -> list[str]:
         "from safetensors.torch import load_file",
         "from sae_lens import SAE",
         "",
-        f"folder = Path({f'{name}/{sae.cfg.id}'!r})",
+        f"folder = Path({f'{name}/{cfg.id}'!r})",
         "if folder.exists():",
         "    sae = SAE.load_from_disk(folder)",
         "else:",
-        f"    sae = SAE.from_pretrained({repo_id!r}, {sae.cfg.id!r})",
-        f"    folder = Path(hf_hub_download({repo_id!r}, {f'{sae.cfg.id}/{EXAMPLE_FILE}'!r})).parent",
+        f"    sae = SAE.from_pretrained({repo_id!r}, {cfg.id!r})",
+        f"    folder = Path(hf_hub_download({repo_id!r}, {f'{cfg.id}/{EXAMPLE_FILE}'!r})).parent",
         f'example = load_file(folder / "{EXAMPLE_FILE}")',
         'latents = sae.encode(example["x"])',
         "x_hat = sae.decode(latents)",
