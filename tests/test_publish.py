@@ -92,24 +92,35 @@ def test_the_front_matter_loads_back_with_the_reports_numbers(folder: Path, run:
     assert len(measured) == 10
 
 
-def test_a_hub_model_and_dataset_are_named_and_the_built_in_text_is_not() -> None:
+def test_a_hub_model_and_dataset_are_named_and_the_built_in_text_is_not(run: RunDir) -> None:
     from dataclasses import replace
 
-    from sparsight.publication import RunFacts
+    import yaml
+
+    from sparsight.publication import Licences, read_facts
+    from sparsight.publication.metadata import front_matter
     from sparsight.recipe import load_recipe
 
-    recipe = load_recipe(ROOT / "recipes" / "demo.toml")
-    demo = RunFacts(recipe=recipe, manifest={}, saes=())
-    assert (demo.model_hub_id, demo.dataset_hub_id) == ("HuggingFaceTB/SmolLM2-135M-Instruct", None)
-    theirs = replace(recipe, text=replace(recipe.text, builtin="", dataset="monology/pile-uncopyrighted"))
-    assert RunFacts(recipe=theirs, manifest={}, saes=()).dataset_hub_id == "monology/pile-uncopyrighted"
+    demo = load_recipe(ROOT / "recipes" / "demo.toml")
+    theirs = replace(demo.text, builtin="", dataset="monology/pile-uncopyrighted")
+    licences = Licences(own="mit", model="", text="")
+    found = []
+    for text in (demo.text, theirs):
+        facts = replace(read_facts(run), recipe=replace(demo, text=text), local_names={})
+        facts.manifest["text"]["commit"] = "abc"
+        found.append(yaml.safe_load(front_matter(facts, licences, "someone/x").strip("-")))
+    assert [data["base_model"] for data in found] == ["HuggingFaceTB/SmolLM2-135M-Instruct"] * 2
+    assert [data.get("datasets") for data in found] == [None, ["monology/pile-uncopyrighted"]]
+    datasets = [data["model-index"][0]["results"][0]["dataset"] for data in found]
+    assert datasets[0] == {"name": "probe-text, held-out documents", "type": "probe-text"}
+    assert (datasets[1]["type"], datasets[1]["split"], datasets[1]["revision"]) == (theirs.dataset, "train", "abc")
 
 
 def test_the_card_says_what_must_be_known(folder: Path, run: RunDir) -> None:
     card = (folder / "README.md").read_text()
     report = EvalReport.load(run.evaluation("topk"))
     for method in report.methods:
-        assert f"| {method.label} |".replace("k =", "k =") in card
+        assert f"| {method.label} |" in card
     fvu = report.method("sae").metrics["fvu"]
     assert f"{fvu.value:.4f} [{fvu.low:.4f}, {fvu.high:.4f}]" in card
     for verdict in report.verdicts:

@@ -122,9 +122,14 @@ def read_facts(run: RunDir, sae_id: str | None = None) -> RunFacts:
             raise RunError(
                 f"{run.path} lacks {', '.join(missing)}. Run the recipe to its end first: sparsight run RECIPE."
             )
+    manifest = read_json(run.manifest) if run.manifest.exists() else {}
+    if unknown := [part for part in ("model", "text", "activations") if part not in manifest]:
+        raise RunError(
+            f"{run.manifest} does not say what the {', '.join(unknown)} were. Run the recipe again: sparsight run RECIPE."
+        )
     return RunFacts(
         recipe=recipe,
-        manifest=read_json(run.manifest),
+        manifest=manifest,
         saes=tuple(_sae_facts(run, sae) for sae in chosen),
         local_names=_local_names(recipe),
     )

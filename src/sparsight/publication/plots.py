@@ -14,7 +14,7 @@ from sparsight.metrics import DensityHistogram
 
 __all__ = ["density_svg", "training_svg"]
 
-_WIDTH, _HEIGHT = 640, 300
+_WIDTH, _HEIGHT = 720, 300
 _LEFT, _RIGHT, _TOP, _BOTTOM = 64, 20, 52, 52
 _BAR = "#4477aa"
 _LINES = ("#cc6677", "#117733", "#aa7700", "#882255")  # told apart by people who do not see red and green
@@ -33,7 +33,7 @@ def density_svg(densities: Mapping[str, DensityHistogram], title: str) -> str:
     parts += [
         _tick_x(x(power), f"1e{power}") for power in range(math.ceil(edges[low]), math.floor(edges[high + 1]) + 1)
     ]
-    parts += [_tick_y(y(value), f"{value:,.0f}") for value in _round_values(most)]
+    parts += [_tick_y(y(value), f"{value:,g}") for value in _round_values(most)]
     for i in range(low, high + 1):
         left, right, top = x(edges[i]), x(edges[i + 1]), y(shown.n_latents[i])
         parts.append(
