@@ -166,6 +166,20 @@ def test_no_local_path_is_published(folder: Path, run: RunDir, model_folder: Pat
     assert parse_recipe((folder / "recipe.toml").read_text()).model.id == model_folder.name
 
 
+def test_a_model_from_a_disk_is_never_taken_for_one_of_the_hub() -> None:
+    """A relative folder that is gone by now looks like an id; that no commit was recorded gives it away."""
+    from dataclasses import replace
+
+    from sparsight.publication.facts import _local_names
+    from sparsight.recipe import load_recipe
+
+    demo = load_recipe(ROOT / "recipes" / "demo.toml")
+    recipe = replace(demo, model=replace(demo.model, id="models/mine"))
+    assert _local_names(recipe, {"model": {}, "text": {}}) == {"models/mine": "mine"}
+    assert _local_names(recipe, {"model": {"commit": "abc"}, "text": {}}) == {}
+    assert _local_names(demo, {"model": {}, "text": {}}) == {}
+
+
 def test_the_same_run_gives_the_same_bytes(folder: Path, run: RunDir, tmp_path: Path) -> None:
     again = publish_run(
         run, PublishConfig(to="someone/tiny-saes", dry_run=True, contexts=True, out=tmp_path / "again")

@@ -12,7 +12,7 @@ from typing import Any
 from sparsight.artifact import RunDir, read_json, read_jsonl
 from sparsight.errors import RunError
 from sparsight.features import FeatureIndex
-from sparsight.lm import BUILTIN_MODELS, BUILTIN_TEXTS
+from sparsight.lm import BUILTIN_MODELS
 from sparsight.metrics import EvalReport
 from sparsight.recipe import Recipe, load_recipe
 from sparsight.sae import SAEConfig
@@ -131,7 +131,7 @@ def read_facts(run: RunDir, sae_id: str | None = None) -> RunFacts:
         recipe=recipe,
         manifest=manifest,
         saes=tuple(_sae_facts(run, sae) for sae in chosen),
-        local_names=_local_names(recipe),
+        local_names=_local_names(recipe, manifest),
     )
 
 
@@ -147,15 +147,15 @@ def _sae_facts(run: RunDir, sae: SAEConfig) -> SAEFacts:
     )
 
 
-def _local_names(recipe: Recipe) -> dict[str, str]:
-    """Longest first, so that no path is cut inside a longer one."""
+def _local_names(recipe: Recipe, manifest: Mapping[str, Any]) -> dict[str, str]:
+    """What has no commit came from a disk, whether or not it is still there. Longest first, so that no path is cut inside a longer one.
+
+    A dataset's commit is unknown when the Hub could not be asked; its id then decides.
+    """
     given = [*recipe.text.files]
-    if recipe.model.id not in BUILTIN_MODELS and _is_local(recipe.model.id):
+    if recipe.model.id not in BUILTIN_MODELS and not manifest["model"].get("commit"):
         given.append(recipe.model.id)
-    if recipe.text.dataset and recipe.text.dataset not in BUILTIN_TEXTS and _is_local(recipe.text.dataset):
-        given.append(recipe.text.dataset)
+    dataset = recipe.text.dataset
+    if dataset and not manifest["text"].get("commit") and (Path(dataset).exists() or not _HUB_ID.fullmatch(dataset)):
+        given.append(dataset)
     return {path: Path(path).name or path for path in sorted(given, key=len, reverse=True)}
-
-
-def _is_local(source: str) -> bool:
-    return Path(source).expanduser().exists() or not _HUB_ID.fullmatch(source)
