@@ -63,8 +63,8 @@ class BuiltinText:
     wheel: _Wheel
     prefix: str
     column: str
-    licence: str
-    """The wheel's; the 113 sets inside it come from many places, which may have terms of their own."""
+    licence: str = ""
+    """The wheel's, by its identifier on the Hub; the 113 sets inside it come from many places, which may have terms of their own."""
 
 
 BUILTIN_MODELS = {
