@@ -2,7 +2,7 @@
 
 from sparsight.features.config import IndexConfig
 from sparsight.features.contexts import Band, Context, quantile_contexts, random_contexts, top_contexts
-from sparsight.features.index import FeatureIndex, TokenWeights
+from sparsight.features.index import FeatureIndex, Partner, TokenWeights
 from sparsight.features.logits import logit_weights
 from sparsight.features.tokens import printable, readable_tokens
 from sparsight.features.writer import FeatureIndexWriter
@@ -13,6 +13,7 @@ __all__ = [
     "FeatureIndex",
     "FeatureIndexWriter",
     "IndexConfig",
+    "Partner",
     "TokenWeights",
     "logit_weights",
     "printable",
