@@ -217,7 +217,7 @@ def decode(
     n, d = target.given.shape
     out = _decoded(target, space, len(active.values), with_error)
     _call(
-        "decode_rows", n, d, *active, W_dec, b_dec, target, _factor(target), penalty,
+        "decode_rows", n, d, None, *active, W_dec, b_dec, target, _factor(target), penalty,
         out.d_x_hat, out.d_bias, out.d_values, out.error, out.squares,
     )  # fmt: skip
     return out
@@ -225,19 +225,12 @@ def decode(
 
 def residual(x_hat: BFloat16[Tensor, "n d"], b_dec: Float32[Tensor, " d"], target: Rows, space: Workspace) -> Decoded:
     """The same from a dense reconstruction without its bias."""
+    n, d = target.given.shape
     out = _decoded(target, space, None, False)
     _call(
-        "error_rows",
-        *target.given.shape,
-        x_hat,
-        b_dec,
-        target,
-        _factor(target),
-        out.d_x_hat,
-        out.d_bias,
-        out.error,
-        out.squares,
-    )
+        "decode_rows", n, d, x_hat, None, None, None, None, b_dec, target, _factor(target), None,
+        out.d_x_hat, out.d_bias, None, out.error, out.squares,
+    )  # fmt: skip
     return out
 
 
