@@ -249,12 +249,18 @@ def test_a_pickle_with_code_in_it_runs_nothing(format, tmp_path):
         assert not planted.exists()
 
 
-def test_a_compressed_archive_is_refused(tmp_path):
-    path = tmp_path / "a.pt"
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
-        archive.writestr("archive/data.pkl", b"\0" * 10**7)
-    with pytest.raises(FormatError, match="compressed"):
-        load_sae(path)
+def test_an_archive_with_packed_entries_is_refused(tmp_path):
+    sae = make("relu")
+    write_as(tmp_path / "plain.pt", "founding", sae.cfg, sae.state_dict())
+    with (
+        zipfile.ZipFile(tmp_path / "plain.pt") as plain,
+        zipfile.ZipFile(tmp_path / "packed.pt", "w", zipfile.ZIP_DEFLATED) as packed,
+    ):
+        for entry in plain.namelist():
+            packed.writestr(entry, plain.read(entry))
+    load_sae(tmp_path / "plain.pt")
+    with pytest.raises(FormatError, match="has compressed or overlapping entries; torch writes none"):
+        load_sae(tmp_path / "packed.pt")
 
 
 @pytest.mark.parametrize(
