@@ -42,6 +42,7 @@ __all__ = [
     "decode",
     "encoder_copy",
     "gradient_rows",
+    "gradient_squares",
     "mask_columns",
     "padded",
     "residual",
@@ -116,10 +117,14 @@ class AdamStep:
     betas: tuple[float, float]
     eps: float
     steps_done: int
+    factor: float = 1.0
+    """What every gradient is multiplied by first."""
 
 
 class _Adam(ctypes.Structure):
-    _fields_ = [(name, ctypes.c_float) for name in ("lr", "beta1", "beta2", "eps", "correction1", "correction2")]
+    _fields_ = [
+        (name, ctypes.c_float) for name in ("lr", "beta1", "beta2", "eps", "correction1", "correction2", "factor")
+    ]
 
 
 class _Rows(ctypes.Structure):
@@ -277,6 +282,19 @@ def mask_columns(
     return sums[0], sums[1], sums[2]
 
 
+def gradient_squares(
+    gradient: BFloat16[Tensor, "F d"],
+    weight: Float32[Tensor, "F d"],
+    *,
+    pull: Float32[Tensor, " F"] | None = None,
+    coefficients: Float32[Tensor, " F"] | None = None,
+) -> tuple[float, Float32[Tensor, " d"] | None]:
+    """Sum of squares of the gradient that `update_rows` would follow, and what it would return."""
+    weighted = None if coefficients is None else torch.empty(weight.shape[1])
+    arguments = _arguments(*weight.shape, gradient, weight, pull, coefficients, weighted)
+    return _library().gradient_squares(*arguments), weighted
+
+
 def update_rows(
     gradient: BFloat16[Tensor, "F d"],
     weight: Float32[Tensor, "F d"],
@@ -333,7 +351,7 @@ def _factor(target: Rows) -> ctypes.c_float:
 
 def _adam(step: AdamStep) -> Any:
     corrections = (1 - beta ** (step.steps_done + 1) for beta in step.betas)
-    return ctypes.byref(_Adam(step.lr, *step.betas, step.eps, *corrections))
+    return ctypes.byref(_Adam(step.lr, *step.betas, step.eps, *corrections, step.factor))
 
 
 def _bits(value: float) -> int:
@@ -346,6 +364,7 @@ def _library() -> Any:
     library = native_library(_SOURCE)
     assert library is not None, "available() comes first"
     library.kth_largest.restype = ctypes.c_int64
+    library.gradient_squares.restype = ctypes.c_double
     return library
 
 
