@@ -2,16 +2,19 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 import time
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file
 
 from conftest import make_documents, write_texts
 from sparsight import cli
 from sparsight.artifact import read_json, read_jsonl
+from sparsight.features import index as features_index
 
 
 def sparsight(*arguments: object) -> int:
@@ -70,6 +73,33 @@ def test_a_study_leaves_all_its_parts_and_prints_its_report(
         "train",
     }
     assert manifest["model"]["n_tensors_loaded"] < manifest["model"]["n_tensors_total"]
+
+
+def test_every_key_that_a_study_writes_is_in_the_formats(finished_run: tuple[Path, Path]) -> None:
+    _, run = finished_run
+    formats = (Path(__file__).parents[1] / "docs" / "formats.md").read_text()
+    manifest, store = read_json(run / "manifest.json"), read_json(run / "activations" / "store.json")
+    index = read_json(run / "activations" / "part-000-of-001" / "index.json")
+    shard, features = index["shards"][0], read_json(run / "features" / "relu" / "index.json")
+    metadata = read_json(run / "saes" / "topk" / "cfg.json")["metadata"]
+    line = read_jsonl(run / "saes" / "relu" / "training.jsonl")[0]
+    parts = [manifest, *(manifest[key] for key in ("model", "text", "activations")), *manifest["activations"].values()]
+    parts += [
+        store,
+        index,
+        shard,
+        shard["counts"],
+        shard["text_counts"],
+        line,
+        metadata,
+        metadata["sparsight_training"],
+    ]
+    parts += [manifest["steps"]["train"], load_file(run / "saes" / "topk" / "initial.safetensors")]
+    written = {key for part in parts for key in part}
+    assert [key for key in sorted(written) if not re.search(rf"\b{key}\b", formats)] == []
+    head = features_index.__doc__ or ""
+    written = {*features, *features["about"], *features["arrays"]}
+    assert [key for key in sorted(written) if not re.search(rf"\b{key}\b", head)] == []
 
 
 def test_show_in_its_three_forms(finished_run: tuple[Path, Path], capsys: pytest.CaptureFixture[str]) -> None:

@@ -28,6 +28,13 @@ CASES = {
         "l1_coefficient": 2.0,
         "freeze_decoder": True,
     },
+    "relu, shortened": {
+        "architecture": "relu",
+        "l1_penalty": "decoder-norm",
+        "l1_coefficient": 2.0,
+        "max_gradient_norm": 0.5,
+    },
+    "topk-transcoder, shortened": {"architecture": "topk", "target_hook_point": "out", "max_gradient_norm": 0.5},
 }
 
 
@@ -88,6 +95,33 @@ def test_a_trainer_trains_alike_in_closed_form_and_by_autograd(case, form, preci
         check_alike(closed, autograd, {"atol": 3e-5, "rtol": 1e-4})
         x = torch.cat([x for x, _ in data[:2]])
         torch.testing.assert_close(closed.finished().encode(x), autograd.finished().encode(x), atol=1e-2, rtol=1e-3)
+
+
+@pytest.mark.parametrize("form", ["autograd", "fused", "dense"])
+@pytest.mark.parametrize("case", ["relu", "topk", "batchtopk-transcoder"])
+def test_no_gradient_is_longer_than_asked_for_and_a_shorter_one_is_left_alone(form, case):
+    """Adam's first moment after one step is (1 - beta1) times the gradient, all weights together."""
+
+    def gradient(**changes):
+        cfg = config(sparsity_warmup_fraction=0.0, **CASES[case], **changes)
+        if form == "fused" and not fuses(cfg, CPU):
+            pytest.skip("no C compiler")
+        trainer = begun_trainer(cfg, form, first)
+        trainer.step(*first)
+        return torch.cat([pair["exp_avg"].flatten() for pair in trainer._moments.values()]) / (1 - cfg.betas[0])
+
+    first = next(batches(config(**CASES[case])))
+    width = D_OUT if "transcoder" in case else D
+    free = gradient(max_gradient_norm=1e9)
+    if not config(**CASES[case]).unit_norm_decoder:  # else a part of it is removed after its length was taken
+        torch.testing.assert_close(
+            gradient(max_gradient_norm=0.01).norm(), torch.tensor(0.01 / width), rtol=1e-3, atol=0
+        )
+    length = float(free.norm())
+    torch.testing.assert_close(gradient(max_gradient_norm=10 * width * length), free)
+    short = gradient(max_gradient_norm=0.1 * width * length)
+    assert float(short.norm()) < 0.11 * length
+    torch.testing.assert_close(short / short.norm(), free / length, rtol=1e-3, atol=1e-6)
 
 
 def test_a_resumed_dense_run_equals_an_uninterrupted_one_bit_for_bit():

@@ -1,7 +1,9 @@
 """FeatureIndex: every activation of every latent on held-out text, grouped by latent, memory-mapped.
 
     features/ID/
-      index.json              format, version, about (SAE, model, hook points), config, dtype and shape of each array
+      index.json              format, version, n_tokens (measured), config, arrays (dtype and shape of each), about (architecture, n_latents,
+                              hook_point, target_hook_point, model, split, why_no_logits: empty when they are there,
+                              seed_chance_cosine: null without a second seed)
       piece_tokens.npy        int32   [tokens]      the held-out pieces of text end to end, masked tokens included
       piece_offsets.npy       int64   [pieces + 1]  piece i is piece_tokens[offsets[i]:offsets[i+1]]
       piece_documents.npy     int64   [pieces]      document id
