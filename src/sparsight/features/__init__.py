@@ -2,7 +2,7 @@
 
 from sparsight.features.config import IndexConfig
 from sparsight.features.contexts import Band, Context, quantile_contexts, random_contexts, top_contexts
-from sparsight.features.index import FeatureIndex, TokenWeights
+from sparsight.features.index import FeatureIndex, Partner, TokenWeights
 from sparsight.features.logits import logit_weights
 from sparsight.features.neuronpedia import PASSAGES_PER_LATENT, neuronpedia_batches
 from sparsight.features.table import feature_table, write_feature_table
@@ -16,6 +16,7 @@ __all__ = [
     "FeatureIndex",
     "FeatureIndexWriter",
     "IndexConfig",
+    "Partner",
     "TokenWeights",
     "feature_table",
     "logit_weights",
