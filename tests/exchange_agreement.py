@@ -10,8 +10,11 @@ TOOL: saelens, sparsify or dictionary-learning. `check` exits 1 if a difference 
 say that it lacks. `golden` made tests/golden/exchange, which tests/test_exchange.py reads. Only torch, safetensors and the tool are imported.
 """
 
+import re
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -46,6 +49,8 @@ def write(folder: Path) -> None:
                     print(f"{format:20s} {name:24s} has no room for it: {error}")
                     continue
                 save_file({"x": x, "latents": latents, "x_hat": x_hat}, folder / format / f"{name}.safetensors")
+                if format == "saelens" and name not in REFUSED:
+                    _write_program(folder, replace(sae.cfg, id=name), x, x_hat)
                 print(f"{format:20s} {name:24s} written")
 
 
@@ -68,6 +73,15 @@ def _trained(architecture: str, target: str):
     return trainer.finished(), batches[0]
 
 
+def _write_program(folder: Path, cfg, x: Tensor, x_hat: Tensor) -> None:
+    """What the card of a published SAE tells its reader to run, beside the file that it reads."""
+    from sparsight.publication.usage import EXAMPLE_FILE, saelens_program
+
+    save_file({"x": x, "x_hat": x_hat}, folder / "saelens" / cfg.id / EXAMPLE_FILE)
+    program = saelens_program(cfg, "someone/saelens", str(folder / "saelens"))
+    (folder / "saelens" / f"{cfg.id}.py").write_text("\n".join(program))
+
+
 def check(folder: Path, tool: str) -> int:
     """Load everything of this tool's format with the tool and compare; returns how many differ."""
     failures = 0
@@ -87,6 +101,12 @@ def check(folder: Path, tool: str) -> int:
         good = max(differences) <= TOLERANCE * scale
         failures += not good
         print(f"{file.stem:24s} latents {differences[0]:.1e}  x_hat {differences[1]:.1e}  (scale {scale:.1f}) {good}")
+    for program in sorted((folder / tool).glob("*.py")):
+        done = subprocess.run([sys.executable, str(program)], capture_output=True, text=True, check=False)
+        found = re.search(r"difference from Sparsight: (\S+)", done.stdout)
+        good = done.returncode == 0 and found is not None and float(found[1]) <= 10 * TOLERANCE
+        failures += not good
+        print(f"{program.stem:24s} the card's program: {found[1] if found else done.stderr[-500:]} {good}")
     return failures
 
 

@@ -15,6 +15,7 @@ import pytest
 import sparsight
 from sparsight import features, lm, metrics, recipe, sae
 from sparsight.activations import CaptureConfig
+from sparsight.publication import PublishConfig
 
 ROOT = Path(__file__).parent.parent
 SOURCE = ROOT / "src" / "sparsight"
@@ -93,6 +94,7 @@ def test_public_things_are_documented(path: Path) -> None:
         recipe.TrainConfig,
         metrics.EvaluateConfig,
         features.IndexConfig,
+        PublishConfig,
     ],
 )
 def test_every_field_of_a_config_has_a_docstring(config: type) -> None:

@@ -16,6 +16,7 @@ from sparsight.artifact import (
     RunDir,
     append_jsonl,
     atomic_path,
+    atomic_place,
     environment,
     locked,
     loggers,
@@ -35,6 +36,20 @@ def test_a_failed_write_leaves_the_old_file_and_no_leftovers(tmp_path: Path) -> 
         raise ValueError("half way")
     assert read_json(path) == {"old": 1}
     assert os.listdir(tmp_path) == ["a.json"]
+
+
+def test_a_folder_has_its_name_when_it_is_whole_and_not_before(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="half way"), atomic_place(tmp_path / "a") as place:
+        place.mkdir()
+        (place / "file").touch()
+        raise ValueError("half way")
+    assert os.listdir(tmp_path) == []
+    with atomic_place(tmp_path / "a") as place:
+        place.mkdir()
+        (place / "file").touch()
+        assert not (tmp_path / "a").exists()
+    assert os.listdir(tmp_path) == ["a"]
+    assert os.listdir(tmp_path / "a") == ["file"]
 
 
 def test_a_full_disk_is_one_clear_line(tmp_path: Path) -> None:

@@ -2,16 +2,19 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 import time
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file
 
 from conftest import make_documents, write_texts
 from sparsight import cli
 from sparsight.artifact import read_json, read_jsonl
+from sparsight.features import index as features_index
 
 
 def sparsight(*arguments: object) -> int:
@@ -47,6 +50,8 @@ def test_a_study_leaves_all_its_parts_and_prints_its_report(
         "saes/topk/cfg.json",
         "saes/topk/sae_weights.safetensors",
         "saes/relu/evaluation.json",
+        "saes/topk.seed/sae_weights.safetensors",
+        "saes/relu.frozen-decoder/sae_weights.safetensors",
         "features/relu/index.json",
     ):
         assert (run / part).exists(), part
@@ -59,6 +64,8 @@ def test_a_study_leaves_all_its_parts_and_prints_its_report(
     assert "FVU" in printed
     assert "untrained SAE" in printed
     assert "PCA" in printed
+    assert "frozen decoder" in printed
+    assert "Found again by a second seed" in printed
     assert read_jsonl(run / "saes" / "topk" / "training.jsonl")[-1]["step"] == 160
     manifest = read_json(run / "manifest.json")
     assert set(manifest["steps"]) == {f"{v}{s}" for v in ("evaluate ", "index ") for s in ("topk", "relu")} | {
@@ -66,6 +73,33 @@ def test_a_study_leaves_all_its_parts_and_prints_its_report(
         "train",
     }
     assert manifest["model"]["n_tensors_loaded"] < manifest["model"]["n_tensors_total"]
+
+
+def test_every_key_that_a_study_writes_is_in_the_formats(finished_run: tuple[Path, Path]) -> None:
+    _, run = finished_run
+    formats = (Path(__file__).parents[1] / "docs" / "formats.md").read_text()
+    manifest, store = read_json(run / "manifest.json"), read_json(run / "activations" / "store.json")
+    index = read_json(run / "activations" / "part-000-of-001" / "index.json")
+    shard, features = index["shards"][0], read_json(run / "features" / "relu" / "index.json")
+    metadata = read_json(run / "saes" / "topk" / "cfg.json")["metadata"]
+    line = read_jsonl(run / "saes" / "relu" / "training.jsonl")[0]
+    parts = [manifest, *(manifest[key] for key in ("model", "text", "activations")), *manifest["activations"].values()]
+    parts += [
+        store,
+        index,
+        shard,
+        shard["counts"],
+        shard["text_counts"],
+        line,
+        metadata,
+        metadata["sparsight_training"],
+    ]
+    parts += [manifest["steps"]["train"], load_file(run / "saes" / "topk" / "initial.safetensors")]
+    written = {key for part in parts for key in part}
+    assert [key for key in sorted(written) if not re.search(rf"\b{key}\b", formats)] == []
+    head = features_index.__doc__ or ""
+    written = {*features, *features["about"], *features["arrays"]}
+    assert [key for key in sorted(written) if not re.search(rf"\b{key}\b", head)] == []
 
 
 def test_show_in_its_three_forms(finished_run: tuple[Path, Path], capsys: pytest.CaptureFixture[str]) -> None:
@@ -76,6 +110,91 @@ def test_show_in_its_three_forms(finished_run: tuple[Path, Path], capsys: pytest
     assert "Latent 3 at layers.2.mlp" in capsys.readouterr().out
     assert sparsight("show", run, "--text", "the cat sings (") == 0
     assert " sings" in capsys.readouterr().out
+
+
+def test_controls_are_measured_with_their_sae_and_never_shown_as_results(
+    finished_run: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    _, run = finished_run
+    assert {path.name for path in (run / "features").iterdir()} == {"topk", "relu"}
+    assert {path.parent.name for path in run.glob("saes/*/evaluation.json")} == {"topk", "relu"}
+    assert "topk.seed" not in (run / "report.md").read_text()
+    for verb in ("show", "index", "evaluate"):
+        assert sparsight(verb, run, "--sae", "topk.seed") == 2
+        assert "topk.seed is a control, measured with the SAE that it stands beside" in capsys.readouterr().err
+    for sae_id in ("topk", "relu"):
+        evaluation = read_json(run / "saes" / sae_id / "evaluation.json")
+        names = [method["name"] for method in evaluation["methods"]]
+        assert names == ["sae", "seed", "frozen-decoder", "random", "pca", "clean", "zero", "mean"]
+        assert {verdict["baseline"] for verdict in evaluation["verdicts"]} == {"frozen-decoder", "random", "pca"}
+        assert evaluation["stability"]["mmcs"]["n_latents"] <= 64
+        assert sparsight("show", run, "3", "--sae", sae_id) == 0
+        assert "second seed: nearest direction cosine" in capsys.readouterr().out
+    assert sparsight("convert", run / "saes" / "topk", run.parent / "converted", "--to", "sparsify") == 0
+
+
+def test_controls_learn_from_the_same_pass_and_the_same_batches(
+    finished_run: tuple[Path, Path], tmp_path: Path
+) -> None:
+    """Each is what it would be alone on the run's batches, and the run has one training step in its manifest."""
+    import torch
+
+    from sparsight.artifact import RunDir
+    from sparsight.sae import SparseAutoencoder
+    from sparsight.study import Study
+    from sparsight.train import train_saes
+
+    run = finished_run[1]
+    study = Study.reopen(RunDir.open(run))
+    for control in study.recipe.trained[len(study.recipe.sae) :]:
+        (alone,) = train_saes(study._source([control]), [control], tmp_path / control.id, train=study.recipe.train)
+        beside = SparseAutoencoder.load(run / "saes" / control.id)
+        assert all(torch.equal(tensor, beside.state_dict()[name]) for name, tensor in alone.state_dict().items())
+        assert read_jsonl(run / "saes" / control.id / "training.jsonl")[-1]["step"] == 160
+    weights = {sae.id: SparseAutoencoder.load(run / "saes" / sae.id).W_dec for sae in study.recipe.trained}
+    assert not torch.allclose(weights["topk"], weights["topk.seed"], atol=0.1)
+    assert "train" in read_json(run / "manifest.json")["steps"]
+
+
+def test_without_controls_nothing_stands_beside_the_sae_and_the_report_says_so(
+    recipe_path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "bare"
+    options = ["--set", "controls=[]", "--set", "train.epochs=1"]
+    assert sparsight("run", recipe_path, "--out", run, *options) == 0
+    assert {path.name for path in (run / "saes").iterdir()} == {"topk", "relu"}
+    printed = capsys.readouterr().out
+    assert "No verdict: the SAE was measured without a control to beat." in printed
+    assert "not measured: second seed, frozen decoder, untrained SAE, PCA." in printed
+    assert "Found again" not in printed
+    assert not list((run / "features" / "topk").glob("seed_*"))
+    assert sparsight("show", run, "3") == 0
+    assert "second seed: there was none to compare with" in capsys.readouterr().out
+    assert sparsight("plan", recipe_path, "--set", "controls=[]", "--device", "rtx-4090") == 0
+    assert "controls     none" in capsys.readouterr().out
+
+
+def test_a_run_from_before_controls_says_what_to_do(
+    finished_run: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import shutil
+
+    recipe, run = finished_run[0], tmp_path / "old"
+    shutil.copytree(finished_run[1], run)
+    for control in run.glob("saes/*.*"):
+        shutil.rmtree(control)
+    for sae_id in ("topk", "relu"):
+        evaluation = read_json(run / "saes" / sae_id / "evaluation.json")
+        (run / "saes" / sae_id / "evaluation.json").write_text(json.dumps(evaluation | {"version": 1}))
+    assert sparsight("evaluate", run) == 2
+    assert "is not an evaluation of version 2. Delete it and run `sparsight evaluate`" in capsys.readouterr().err
+    for old in run.glob("saes/*/evaluation.json"):
+        old.unlink()
+    assert sparsight("evaluate", run) == 2
+    assert "Control topk.seed in" in (error := capsys.readouterr().err)
+    assert "sparsight run RECIPE" in error
+    assert sparsight("run", recipe, "--out", run) == 0
+    assert "Found again by a second seed" in capsys.readouterr().out
 
 
 def test_evaluate_and_index_print_what_is_there(
@@ -91,7 +210,7 @@ def test_evaluate_and_index_print_what_is_there(
 def test_plan_prints_costs(finished_run: tuple[Path, Path], capsys: pytest.CaptureFixture[str]) -> None:
     assert sparsight("plan", finished_run[0], "--device", "rtx-4090") == 0
     printed = capsys.readouterr().out
-    for word in ("tokens", "disk", "memory", "FLOP"):
+    for word in ("tokens", "disk", "memory", "FLOP", "seed, frozen-decoder, random, pca: 4 more SAEs trained"):
         assert word in printed
 
 
@@ -125,6 +244,7 @@ MISTAKES = {
     "impossible sae": (["--set", "sae.topk.k=1000"], ["k = 1000", "n_latents = 64"]),
     "unknown architecture": (["--set", "sae.topk.architecture=topq"], ["topq", "topk"]),
     "nothing held out": (["--set", "activations.heldout_tokens=0"], ["hold nothing out"]),
+    "unknown control": (["--set", 'controls=["sead"]'], ["'sead'", "Did you mean 'seed'"]),
     "too few rows": (["--set", "activations.n_tokens=50", "--set", "train.epochs=1"], ["50 training rows", "100"]),
 }
 

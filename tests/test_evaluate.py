@@ -13,8 +13,9 @@ from sparsight.activations.capture import Window
 from sparsight.errors import ActivationError, MetricError, RunError, SAEError
 from sparsight.evaluate import evaluate_sae
 from sparsight.lm import LanguageModel, Piece, TextCounts, TextCursor, make_batches
-from sparsight.metrics import EvalReport, EvaluateConfig, LinearFit, SpliceText, fvu, kept_tokens
+from sparsight.metrics import Estimate, EvalReport, EvaluateConfig, LinearFit, SpliceText, Verdict, fvu, kept_tokens
 from sparsight.sae import SAEConfig, SparseAutoencoder
+from sparsight.sae.initial import initial_weights
 
 HOOK, INPUT = "layers.1.mlp", "layers.1.mlp.input"
 WIDTH, VOCAB, SPECIAL = 16, 64, 0
@@ -243,16 +244,117 @@ def test_pca_has_as_many_components_as_the_sae_has_active_latents(store):
     assert (verdict.baseline, verdict.metric) == ("pca", "fvu")
 
 
+def against(sae, model, store, **controls):
+    """The verdicts' outcomes by control and metric, and the text."""
+    report = evaluate_sae(sae, store, model, controls=controls, config=CONFIG, hook_point=HOOK)
+    return {(verdict.baseline, verdict.metric): verdict.outcome for verdict in report.verdicts}, report
+
+
 def test_the_report_says_where_the_sae_loses_and_where_it_wins(model, store):
-    worse = evaluate_sae(zero_sae(), store, model, controls={"random": identity_sae()}, config=CONFIG, hook_point=HOOK)
-    assert {v.outcome for v in worse.verdicts if v.baseline == "random"} >= {"worse"}
-    assert "does NOT beat untrained SAE" in worse.text()
-    better = evaluate_sae(identity_sae(), store, model, controls={"random": zero_sae()}, config=CONFIG, hook_point=HOOK)
-    by_metric = {v.metric: v.outcome for v in better.verdicts if v.baseline == "random"}
-    assert by_metric["fvu"] == by_metric["kl"] == "better"
-    assert "The SAE beats untrained SAE" in better.markdown()
-    same = evaluate_sae(identity_sae(), store, model, controls={"random": identity_sae()}, config=CONFIG, hook_point=HOOK)
-    assert "Tie between the SAE and untrained SAE" in same.text()
+    outcomes, report = against(zero_sae(), model, store, random=identity_sae())
+    assert outcomes["random", "fvu"] == outcomes["random", "kl"] == "worse"
+    assert "(FVU) the SAE does NOT beat untrained SAE" in report.text()
+    assert "(it is worse)" in report.text()
+    assert "Controls that the SAE does NOT beat: untrained SAE by FVU (WORSE), untrained SAE by " in report.text()
+    assert "WORSE" in report.markdown()
+    outcomes, report = against(identity_sae(), model, store, random=zero_sae())
+    assert outcomes["random", "fvu"] == outcomes["random", "kl"] == "better"
+    assert "(KL) the SAE beats untrained SAE" in report.markdown()
+    alone = evaluate_sae(identity_sae(), store, controls={"random": zero_sae()}, with_pca=False, hook_point=HOOK)
+    assert "Controls that the SAE does NOT beat: none." in alone.text()
+    outcomes, report = against(identity_sae(), model, store, random=identity_sae())
+    assert outcomes["random", "fvu"] == outcomes["random", "ce"] == outcomes["random", "kl"] == "tie"
+    assert "(CE) the SAE does NOT beat untrained SAE" in report.text()
+    assert "(a tie)" in report.text()
+
+
+def test_a_difference_within_that_of_two_seeds_is_a_tie(model, store):
+    """The frozen decoder is worse than the SAE beyond its interval, yet a second seed is as far away."""
+    outcomes, _ = against(identity_sae(), model, store, **{"frozen-decoder": zero_sae(), "seed": identity_sae()})
+    assert outcomes["frozen-decoder", "fvu"] == outcomes["frozen-decoder", "kl"] == "better"
+    outcomes, report = against(identity_sae(), model, store, **{"frozen-decoder": zero_sae(), "seed": zero_sae()})
+    verdict = next(
+        verdict for verdict in report.verdicts if (verdict.baseline, verdict.metric) == ("frozen-decoder", "fvu")
+    )
+    assert verdict.difference.low > 0
+    assert verdict.seed_difference == pytest.approx(verdict.difference.value)
+    assert outcomes["frozen-decoder", "fvu"] == outcomes["frozen-decoder", "kl"] == "tie"
+    assert outcomes["pca", "fvu"] == "tie"
+    assert "seed" not in {baseline for baseline, _ in outcomes}
+
+
+@pytest.mark.parametrize(
+    ("interval", "noise", "outcome"),
+    [
+        ((0.1, 0.05, 0.15), None, "better"),
+        ((0.1, 0.05, 0.15), 0.09, "better"),
+        ((0.1, 0.05, 0.15), -0.1, "tie"),
+        ((0.1, -0.01, 0.15), None, "tie"),
+        ((-0.1, -0.15, -0.05), 0.09, "worse"),
+        ((-0.1, -0.15, -0.05), 0.11, "tie"),
+        ((0.1, None, None), 0.0, "tie"),
+        ((None, None, None), 0.0, "tie"),
+    ],
+)
+def test_a_verdict_needs_its_interval_and_more_than_the_seeds_differ_by(interval, noise, outcome):
+    value, low, high = interval
+    difference = Estimate(value=value, low=low, high=high, n_tokens=9, n_documents=3)
+    assert Verdict(baseline="pca", metric="fvu", difference=difference, seed_difference=noise).outcome == outcome
+
+
+def test_every_control_has_its_row_and_the_second_seed_its_stability(model, store):
+    controls = {"seed": identity_sae(), "frozen-decoder": zero_sae(), "random": zero_sae()}
+    _, report = against(identity_sae(), model, store, **controls)
+    assert [method.name for method in report.methods][:5] == ["sae", "seed", "frozen-decoder", "random", "pca"]
+    assert report.stability.mmcs.value == pytest.approx(1, rel=1e-5)
+    assert report.stability.pw_mcc.value == pytest.approx(1, rel=1e-5)
+    assert report.stability.chance_mmcs.value < 0.9
+    assert report.stability.n_alive == (identity_sae().n_latents,) * 2
+    for label in (
+        "second seed",
+        "frozen decoder",
+        "nearest direction of each latent (MMCS)",
+        "matched one to one (PW-MCC)",
+    ):
+        assert any(line.startswith(label) for line in report.text().splitlines()), label
+    assert EvalReport.load(saved(report, store.path.parent / "stability.json")) == report
+
+
+def test_chance_is_the_second_seeds_directions_and_not_the_saes_own(store):
+    """An SAE that never left its own directions would otherwise be at chance 1."""
+    drawn = initial_weights(SAEConfig(id="hand", architecture="relu", n_latents=40), WIDTH, WIDTH)["W_dec"]
+    sae, second = (relu_sae(W.T.contiguous(), W, seed=seed) for W, seed in ((drawn, 0), (drawn.flip(0), 5)))
+    report = evaluate_sae(sae, store, controls={"seed": second}, config=CONFIG, hook_point=HOOK)
+    assert report.stability.mmcs.value == pytest.approx(1, rel=1e-5)
+    assert report.stability.chance_mmcs.value < 0.9
+
+
+def saved(report, path):
+    report.save(path)
+    return path
+
+
+def test_a_report_without_controls_says_what_is_missing(model, store):
+    report = evaluate_sae(identity_sae(), store, model, with_pca=False, config=CONFIG, hook_point=HOOK)
+    assert not report.verdicts
+    assert report.stability is None
+    assert [method.name for method in report.methods] == ["sae", "clean", "zero", "mean"]
+    text = report.text()
+    assert "No verdict: the SAE was measured without a control to beat." in text
+    assert "not measured: second seed, frozen decoder, untrained SAE, PCA." in text
+    assert "Found again" not in text
+    with pytest.raises(MetricError, match="No such control: frozen; known are seed, frozen-decoder, random"):
+        evaluate_sae(identity_sae(), store, controls={"frozen": zero_sae()}, hook_point=HOOK)
+
+
+def test_an_evaluation_of_the_first_version_is_refused_in_one_line(tmp_path):
+    path = tmp_path / "evaluation.json"
+    path.write_text('{"format": "sparsight.evaluation", "version": 1, "methods": [{"name": "untrained"}]}')
+    with pytest.raises(
+        RunError, match=r"is not an evaluation of version 2. Delete it and run `sparsight evaluate`"
+    ) as error:
+        EvalReport.load(path)
+    assert "\n" not in str(error.value)
 
 
 def test_classes_of_tokens_make_up_the_whole(model, store):
@@ -322,8 +424,10 @@ def test_the_report_survives_the_disk(model, store, tmp_path):
 
 
 def test_every_row_of_the_tables_has_its_n_and_interval(model, store):
-    text = evaluate_sae(identity_sae(), store, model, controls={"random": zero_sae()}, config=CONFIG, hook_point=HOOK).text()
-    for label in ("SAE", "PCA, k = 16", "untrained SAE", "clean model", "zero ablation", "mean ablation"):
+    text = evaluate_sae(
+        identity_sae(), store, model, controls={"random": zero_sae()}, config=CONFIG, hook_point=HOOK
+    ).text()
+    for label in ("SAE", "PCA (k = 16)", "untrained SAE", "clean model", "zero ablation", "mean ablation"):
         assert any(line.startswith(label) for line in text.splitlines()), label
     assert "n = 460 tokens of 20 held-out documents" in text
     assert "100.0% of 4" in text

@@ -5,6 +5,7 @@ import pickle
 import random
 import shutil
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -123,12 +124,33 @@ def test_convert_writes_reads_again_and_overwrites_nothing(tmp_path, capsys):
     assert not main(["convert", str(tmp_path / "ours"), str(tmp_path / "layers.7"), "--to", "sparsify"])
     assert "20 latents, in the format sparsify" in capsys.readouterr().out
     assert sorted(path.name for path in (tmp_path / "layers.7").iterdir()) == ["cfg.json", "sae.safetensors"]
-    with pytest.raises(RunError, match="exists already"):
-        convert_sae(tmp_path / "ours", tmp_path / "layers.7", to="sparsify")
+    (tmp_path / "a.pt").write_text("not an SAE")
+    for target, to in ((tmp_path / "layers.7", "sparsify"), (tmp_path / "a.pt", "founding")):
+        with pytest.raises(RunError, match=f"{target.name} exists already; choose another place, or remove it"):
+            convert_sae(tmp_path / "ours", target, to=to)
+    assert (tmp_path / "a.pt").read_text() == "not an SAE"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.pt", "layers.7", "ours"]
     with pytest.raises(SystemExit) as stopped:
         main(["convert", str(tmp_path / "ours"), str(tmp_path / "new"), "--to", "sparsifi"])
     assert stopped.value.code == 2
     assert "known are saelens, sparsify" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("format", "architecture", "damage", "said"),
+    [
+        ("sparsify", "topk", lambda cfg, tensors: (cfg, tensors | {"W_dec": tensors["W_dec"] + 1e-3}), "another W_dec"),
+        ("sparsify", "topk", lambda cfg, tensors: (replace(cfg, k=K + 1), tensors), "k 4 instead of 3"),
+        ("founding", "relu", lambda cfg, tensors: (cfg, tensors | {"b_enc": tensors["b_enc"] * 2}), "another b_enc"),
+    ],
+)
+def test_what_reads_otherwise_than_it_was_gets_no_name(format, architecture, damage, said, tmp_path, monkeypatch):
+    make(architecture).save(tmp_path / "ours", metadata={})
+    write = FORMATS[format].write
+    monkeypatch.setattr(FORMATS[format], "write", lambda path, cfg, tensors: write(path, *damage(cfg, tensors)))
+    with pytest.raises(SAEError, match=f"was not written: read again, it would have {said}"):
+        convert_sae(tmp_path / "ours", place(tmp_path, format), to=format)
+    assert [path.name for path in tmp_path.iterdir()] == ["ours"]
 
 
 def test_what_is_no_sae_is_refused_in_one_line(tmp_path):
@@ -227,12 +249,18 @@ def test_a_pickle_with_code_in_it_runs_nothing(format, tmp_path):
         assert not planted.exists()
 
 
-def test_a_compressed_archive_is_refused(tmp_path):
-    path = tmp_path / "a.pt"
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
-        archive.writestr("archive/data.pkl", b"\0" * 10**7)
-    with pytest.raises(FormatError, match="compressed"):
-        load_sae(path)
+def test_an_archive_with_packed_entries_is_refused(tmp_path):
+    sae = make("relu")
+    write_as(tmp_path / "plain.pt", "founding", sae.cfg, sae.state_dict())
+    with (
+        zipfile.ZipFile(tmp_path / "plain.pt") as plain,
+        zipfile.ZipFile(tmp_path / "packed.pt", "w", zipfile.ZIP_DEFLATED) as packed,
+    ):
+        for entry in plain.namelist():
+            packed.writestr(entry, plain.read(entry))
+    load_sae(tmp_path / "plain.pt")
+    with pytest.raises(FormatError, match="has compressed or overlapping entries; torch writes none"):
+        load_sae(tmp_path / "packed.pt")
 
 
 @pytest.mark.parametrize(

@@ -155,7 +155,7 @@ def test_extra_missing_integer_and_infinite_tensors_are_refused(saved):
     good = load_file(path)
     broken = [
         (good | {"extra": torch.zeros(1)}, "no such tensor"),
-        ({name: tensor for name, tensor in good.items() if name != "b_enc"}, "missing"),
+        ({name: tensor for name, tensor in good.items() if name != "b_enc"}, "it has {'b_enc': 'missing'}"),
         (good | {"b_enc": torch.zeros(F, dtype=torch.int32)}, "of type"),
         (good | {"b_enc": torch.full((F,), float("inf"))}, "not finite"),
     ]

@@ -20,6 +20,7 @@ from sparsight.features import (
 )
 from sparsight.index import build_index
 from sparsight.lm import LanguageModel, Piece
+from sparsight.show import show_latent
 from test_evaluate import identity_sae, make_window, relu_sae, tiny_model, write_store
 
 HOOK, WIDTH = "layers.1", 16
@@ -95,6 +96,47 @@ def test_the_index_holds_what_encoding_everything_at_once_gives(tmp_path):
         tokens, values = index.activations(latent)
         assert tokens.tolist() == np.flatnonzero(dense[:, latent]).tolist()
         assert np.allclose(values, dense[tokens, latent], rtol=1e-5)
+
+
+def test_a_second_seed_gives_each_latent_its_partners(store, tmp_path):
+    """The second seed has the same latents in another order, but for one whose direction and input are another's."""
+    order = torch.arange(2 * WIDTH).flip(0)
+    first = identity_sae()
+    W_enc, W_dec = first.W_enc[:, order].clone(), 3 * first.W_dec[order]
+    place = int((order == 5).nonzero())
+    W_enc[:, place], W_dec[place] = W_enc[:, int((order == 3).nonzero())], torch.ones(WIDTH)
+    index = build_index(
+        first,
+        store,
+        second=relu_sae(W_enc, W_dec),
+        path=tmp_path / "index",
+        config=IndexConfig(batch_tokens=3),
+        hook_point=HOOK,
+    )
+    again = FeatureIndex.open(tmp_path / "index")
+    found = again.partner(2)
+    assert found == index.partner(2)
+    assert (found.cosine, found.correlation) == (pytest.approx(1), pytest.approx(1))
+    assert order[found.cosine_latent] == order[found.correlation_latent] == 2
+    assert 0 < found.chance_cosine < 1
+    lost = again.partner(5)  # its own partner is gone; the one of ones is the nearest that was active
+    assert (lost.cosine_latent, lost.cosine) == (place, pytest.approx(WIDTH**-0.5))
+    assert lost.correlation < 0.5
+    never = again.partner(0)
+    assert never.correlation is None
+    assert never.cosine_latent is not None
+    assert "second seed: nearest direction cosine 1.00" in show_latent(again, tiny_model().tokenizer, 2)
+
+
+def test_without_a_second_seed_there_are_no_such_columns(index):
+    assert index.partner(2) is None
+    assert not list(index.path.glob("seed_*"))
+    assert "second seed: there was none to compare with" in show_latent(index, tiny_model().tokenizer, 2)
+
+
+def test_a_second_seed_of_another_width_is_refused(store, tmp_path):
+    with pytest.raises(SAEError, match=r"maps \(16, 16\), its second seed \(8, 8\)"):
+        build_index(identity_sae(), store, second=identity_sae(8), path=tmp_path / "index", hook_point=HOOK)
 
 
 def test_top_contexts_are_one_a_document_strongest_first(index):

@@ -66,7 +66,9 @@ def test_a_stop_signal_in_training_saves_and_the_rerun_gives_the_same_weights(
     assert (tmp_path / "cut" / "saes" / "topk" / "checkpoint" / f"step-{stopped_at:09d}.safetensors").exists()
     for out in ("cut", "whole"):
         assert start(recipe_path, tmp_path / out, *more).wait(timeout=120) == 0
-    assert fingerprints(tmp_path / "cut") == fingerprints(tmp_path / "whole")
+    whole = fingerprints(tmp_path / "whole")
+    assert fingerprints(tmp_path / "cut") == whole
+    assert {f"saes/topk.{control}/sae_weights.safetensors" for control in ("seed", "frozen-decoder")} <= whole.keys()
 
 
 def test_a_stop_signal_in_collection_keeps_the_shards_and_leaves_nothing_half_done(

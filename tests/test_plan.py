@@ -18,6 +18,7 @@ from sparsight.lm.geometry import geometry_of, read_geometry
 from sparsight.plan import Plan, check_fits, make_plan
 from sparsight.recipe import Recipe, load_recipe
 from sparsight.recipe.cost import SAECost, recipe_cost
+from sparsight.recipe.schema import CONTROLS
 from sparsight.sae import SAEConfig, SAETrainer, Workspace
 from sparsight.sae.kernels import cpu
 
@@ -198,7 +199,8 @@ def test_a_model_without_a_config_is_refused_in_one_line(tmp_path: Path):
 
 
 def test_the_trainers_state_is_as_large_as_the_plan_says():
-    recipe = load("demo", "sae.topk-8x.n_latents=64", "sae.topk-8x.k=8", "sae.topk-8x.precision=float32")
+    small = ("sae.topk-8x.n_latents=64", "sae.topk-8x.k=8", "sae.topk-8x.precision=float32")
+    recipe = load("demo", "controls=[]", *small)
     geometry = read_geometry(recipe.model, recipe.activations.hook_points)
     (cost,) = recipe_cost(recipe, geometry, "cpu").saes
     trainer = SAETrainer(SAEConfig(id="a", n_latents=64, k=8), 576, 576, total_steps=1, batch_tokens=8)
@@ -332,8 +334,59 @@ def test_relu_turns_sparse_where_its_step_does():
     ids=["fused topk", "fused relu", "gated by autograd", "float32 by autograd"],
 )
 def test_a_step_on_the_tables_cpu_takes_what_hand_computation_gives(overrides: tuple[str, ...], seconds: float):
-    sizes = ("activations.n_tokens=1024", "train.epochs=1", *(f"sae.topk-8x.{override}" for override in overrides))
+    sizes = (
+        "controls=[]",
+        "activations.n_tokens=1024",
+        "train.epochs=1",
+        *(f"sae.topk-8x.{override}" for override in overrides),
+    )
     assert make_plan(load("demo", *sizes), device="cpu").seconds["train"] == pytest.approx(seconds, rel=1e-4)
+
+
+def test_controls_are_charged_like_the_saes_that_they_are():
+    alone, all_four = (make_plan(load("demo", *more), device="cpu") for more in (("controls=[]",), ()))
+    costs = alone.fit.cost, all_four.fit.cost
+    assert [len(cost.saes) for cost in costs] == [1, 3]
+    assert all_four.seconds["train"] == pytest.approx(3 * alone.seconds["train"])
+    assert all_four.seconds["collect"] == alone.seconds["collect"]
+    assert costs[1].device["train"]["SAEs"] == 3 * costs[0].device["train"]["SAEs"]
+    assert costs[1].device["evaluate"]["SAE and controls"] == 4 * costs[0].device["evaluate"]["SAE and controls"]
+    for part in ("saes", "checkpoints"):
+        assert costs[1].disk[part] == 3 * costs[0].disk[part]
+    assert costs[1].disk["features"] == costs[0].disk["features"]
+    forwards = [plan.fit.cost.work["evaluate"].flops["forward", "bfloat16"] for plan in (alone, all_four)]
+    assert forwards[1] / forwards[0] == pytest.approx(8 / 4)  # clean, zero, mean and the SAE; three more SAEs and PCA
+
+
+def test_a_second_seed_is_charged_where_features_are_indexed():
+    pairs, dense = 100_000 * 32**2 * 64, 2.0 * 100_000 * 4608**2
+    for kind in ("cpu", "cuda"):
+        recipes = [
+            load("demo", "activations.heldout_tokens=100000", f"controls={names}") for names in ('["pca"]', '["seed"]')
+        ]
+        geometry = read_geometry(recipes[0].model, recipes[0].activations.hook_points)
+        without, second = (recipe_cost(recipe, geometry, kind) for recipe in recipes)
+        work = [cost.work["index"] for cost in (without, second)]
+        encoding = 2.0 * 100_000 * 576 * 4608
+        more = work[1].flops["forward", "float32"] - work[0].flops["forward", "float32"]
+        assert more == pytest.approx(encoding + (dense if kind == "cuda" else 0))
+        assert work[1].bytes_moved - work[0].bytes_moved == (0 if kind == "cuda" else pairs)
+        assert without.device["index"]["seed partners"] == 0
+        assert second.device["index"]["seed partners"] == 4 * 4608**2
+
+
+def test_the_text_says_what_controls_add():
+    text = make_plan(load("demo"), device="cpu").render()
+    assert "seed, frozen-decoder, random, pca: 2 more SAEs trained; included below: " in text
+    assert "topk-8x.seed" not in text
+    (only,) = make_plan(load("demo"), device="cpu").without_controls.fit.recipe.trained
+    assert only.id == "topk-8x"
+
+
+def test_dropping_controls_is_offered_before_a_smaller_dictionary():
+    message = refusal(make_plan(founding(f"controls={list(CONTROLS)}"), device="rtx-4090"))
+    assert 'controls = ["random", "pca"]; sae.founding.n_latents' in message
+    make_plan(founding('controls=["random", "pca"]'), device="rtx-4090").check()
 
 
 def test_more_tokens_and_passes_take_proportionally_longer():

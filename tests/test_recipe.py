@@ -1,11 +1,12 @@
 """Recipes: strict reading, overrides, and writing back what was read."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from sparsight.errors import RecipeError, SAEError, SparsightError
-from sparsight.recipe import changed_keys, dump_recipe, load_recipe, parse_recipe
+from sparsight.recipe import changed_keys, check_same_study, dump_recipe, load_recipe, parse_recipe
 
 RECIPES = sorted((Path(__file__).parents[1] / "recipes").glob("*.toml"))
 MINIMAL = """
@@ -158,6 +159,60 @@ def test_a_target_equal_to_the_input_makes_an_autoencoder():
 def test_two_saes_of_one_id_are_refused():
     with pytest.raises(RecipeError, match="share an id: first, first"):
         parse_recipe(MINIMAL.replace("second-1.5", "first"))
+
+
+def test_every_sae_has_its_controls_from_another_seed_and_with_a_frozen_decoder():
+    recipe = parse_recipe(MINIMAL)
+    assert recipe.controls == ("seed", "frozen-decoder", "random", "pca")
+    ids = ["first", "second-1.5", "first.seed", "first.frozen-decoder", "second-1.5.seed", "second-1.5.frozen-decoder"]
+    assert [sae.id for sae in recipe.trained] == ids
+    first, _, seed, frozen, *_ = recipe.trained
+    assert seed == replace(first, id="first.seed", seed=seed.seed)
+    assert seed.seed != first.seed
+    assert frozen == replace(first, id="first.frozen-decoder", freeze_decoder=True)
+    assert frozen.seed == first.seed
+
+
+@pytest.mark.parametrize(
+    ("controls", "trained"),
+    [("[]", []), ('["pca", "random"]', []), ('["pca", "seed"]', ["first.seed", "second-1.5.seed"])],
+)
+def test_controls_can_be_chosen_and_turned_off(controls: str, trained: list[str]):
+    recipe = parse_recipe(MINIMAL, [f"controls={controls}"])
+    assert [sae.id for sae in recipe.trained[2:]] == trained
+    assert parse_recipe(dump_recipe(recipe)) == recipe
+
+
+def test_an_sae_whose_decoder_is_frozen_has_no_control_of_that_kind():
+    recipe = parse_recipe(MINIMAL, ["sae.first.freeze_decoder=true"])
+    assert list(recipe.trained_controls(recipe.sae[0])) == ["seed"]
+
+
+@pytest.mark.parametrize(
+    ("controls", "complaint"),
+    [
+        ('["sead"]', r"controls names 'sead'; there are seed, .*Did you mean 'seed'\?"),
+        ('["frozen_decoder"]', r"Did you mean 'frozen-decoder'\?"),
+        ('["quite another"]', r"there are seed, frozen-decoder, random, pca\.$"),
+        ('["seed", "pca", "seed"]', "controls names one twice"),
+        ('"seed"', "`controls` must be a list"),
+    ],
+)
+def test_a_control_that_there_is_not_is_refused_with_the_nearest(controls: str, complaint: str):
+    with pytest.raises(RecipeError, match=complaint):
+        parse_recipe(MINIMAL, [f"controls={controls}"])
+
+
+def test_an_sae_may_not_have_the_name_of_anothers_control():
+    with pytest.raises(RecipeError, match=r"SAE first\.seed has the name of first's control 'seed'"):
+        parse_recipe(MINIMAL.replace("second-1.5", "first.seed"))
+    parse_recipe(MINIMAL.replace("second-1.5", "first.seed"), ["controls=[]"])
+
+
+def test_controls_may_not_change_under_a_run():
+    old, new = parse_recipe(MINIMAL), parse_recipe(MINIMAL, ["controls=[]"])
+    with pytest.raises(RecipeError, match="was begun with controls = "):
+        check_same_study(old, new, Path("runs/a"))
 
 
 def test_a_live_stream_passes_once():

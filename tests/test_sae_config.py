@@ -1,5 +1,7 @@
 """SAEConfig refuses what cannot be trained, in one line that names the value and the remedy."""
 
+import math
+
 import pytest
 
 from sparsight.errors import SAEError
@@ -25,6 +27,7 @@ def test_every_architecture_has_working_defaults():
         ({"k": True}, "whole number"),
         ({"lr": -1e-3}, "lr = -0.001 must be positive"),
         ({"l1_penalty": "l2"}, "choose from raw, decoder-norm"),
+        ({"max_gradient_norm": -1.0}, "must not be negative"),
         ({"l1_coefficient": -1.0}, "must not be negative"),
         ({"decay_fraction": 1.5}, "share between 0 and 1"),
         ({"adam_betas": (0.9, 1.0)}, "adam_betas"),
@@ -49,6 +52,12 @@ def test_adams_memory_is_shorter_where_k_sets_the_sparsity():
     short = {"topk", "batchtopk", "matryoshka"}
     assert betas == {name: ((0.5 if name in short else 0.9), 0.999) for name in ARCHITECTURES}
     assert SAEConfig(id="a", n_latents=64, adam_betas=(0.8, 0.99)).betas == (0.8, 0.99)
+
+
+def test_gradients_are_limited_by_default_where_a_free_decoder_makes_them_long():
+    limits = {name: SAEConfig(id="a", architecture=name, n_latents=64).gradient_limit for name in ARCHITECTURES}
+    assert limits == {name: (1.0 if name == "relu" else math.inf) for name in ARCHITECTURES}
+    assert SAEConfig(id="a", n_latents=64, max_gradient_norm=0.5).gradient_limit == 0.5
 
 
 def test_k_is_not_held_against_architectures_without_it():

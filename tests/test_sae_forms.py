@@ -12,6 +12,7 @@ from sparsight.sae import ARCHITECTURES, SAEConfig, SAETrainer
 from sparsight.sae import forms as forms_module
 from sparsight.sae.forms import chosen_form
 from sparsight.sae.fused import fuses
+from sparsight.sae.initial import initial_weights
 from sparsight.sae.kernels import cpu
 
 D, D_OUT, F, N, STEPS = 16, 5, 48, 96, 20
@@ -20,6 +21,20 @@ CASES = {
     "topk": {"architecture": "topk", "k_aux": 3},
     "batchtopk-transcoder": {"architecture": "batchtopk", "target_hook_point": "out"},
     "relu": {"architecture": "relu", "l1_penalty": "decoder-norm", "l1_coefficient": 2.0},
+    "topk-frozen": {"architecture": "topk", "k_aux": 3, "freeze_decoder": True},
+    "relu-frozen": {
+        "architecture": "relu",
+        "l1_penalty": "decoder-norm",
+        "l1_coefficient": 2.0,
+        "freeze_decoder": True,
+    },
+    "relu, shortened": {
+        "architecture": "relu",
+        "l1_penalty": "decoder-norm",
+        "l1_coefficient": 2.0,
+        "max_gradient_norm": 0.5,
+    },
+    "topk-transcoder, shortened": {"architecture": "topk", "target_hook_point": "out", "max_gradient_norm": 0.5},
 }
 
 
@@ -82,6 +97,33 @@ def test_a_trainer_trains_alike_in_closed_form_and_by_autograd(case, form, preci
         torch.testing.assert_close(closed.finished().encode(x), autograd.finished().encode(x), atol=1e-2, rtol=1e-3)
 
 
+@pytest.mark.parametrize("form", ["autograd", "fused", "dense"])
+@pytest.mark.parametrize("case", ["relu", "topk", "batchtopk-transcoder"])
+def test_no_gradient_is_longer_than_asked_for_and_a_shorter_one_is_left_alone(form, case):
+    """Adam's first moment after one step is (1 - beta1) times the gradient, all weights together."""
+
+    def gradient(**changes):
+        cfg = config(sparsity_warmup_fraction=0.0, **CASES[case], **changes)
+        if form == "fused" and not fuses(cfg, CPU):
+            pytest.skip("no C compiler")
+        trainer = begun_trainer(cfg, form, first)
+        trainer.step(*first)
+        return torch.cat([pair["exp_avg"].flatten() for pair in trainer._moments.values()]) / (1 - cfg.betas[0])
+
+    first = next(batches(config(**CASES[case])))
+    width = D_OUT if "transcoder" in case else D
+    free = gradient(max_gradient_norm=1e9)
+    if not config(**CASES[case]).unit_norm_decoder:  # else a part of it is removed after its length was taken
+        torch.testing.assert_close(
+            gradient(max_gradient_norm=0.01).norm(), torch.tensor(0.01 / width), rtol=1e-3, atol=0
+        )
+    length = float(free.norm())
+    torch.testing.assert_close(gradient(max_gradient_norm=10 * width * length), free)
+    short = gradient(max_gradient_norm=0.1 * width * length)
+    assert float(short.norm()) < 0.11 * length
+    torch.testing.assert_close(short / short.norm(), free / length, rtol=1e-3, atol=1e-6)
+
+
 def test_a_resumed_dense_run_equals_an_uninterrupted_one_bit_for_bit():
     cfg = config("batchtopk", precision="bfloat16")
     data = list(batches(cfg))
@@ -141,3 +183,35 @@ def test_a_form_that_cannot_be_had_is_refused():
         new_trainer(config("jumprelu"), "dense")
     with pytest.raises(SAEError, match="has no 'quick' step on cpu"):
         new_trainer(config("relu"), "quick")
+
+
+FROZEN = [(architecture, "autograd") for architecture in ARCHITECTURES]
+FROZEN += [(architecture, form) for architecture in ("topk", "batchtopk", "relu") for form in ("fused", "dense")]
+
+
+@pytest.mark.parametrize(("architecture", "form"), FROZEN)
+def test_a_frozen_decoder_stays_as_it_was_drawn_and_the_rest_learns(architecture, form):
+    cfg = config(architecture, freeze_decoder=True)
+    if form == "fused" and not fuses(cfg, CPU):
+        pytest.skip("no compiler here")
+    trainer, drawn, given = new_trainer(cfg, form), initial_weights(cfg, D, D), list(batches(cfg))
+    trainer.initialize(*given[0])
+    begun = {name: weight.detach().clone() for name, weight in trainer.weights.items()}
+    losses = [float(trainer.step(*batch)["mse"]) for batch in given]
+    assert torch.equal(trainer.weights["W_dec"].detach(), drawn["W_dec"])
+    assert torch.equal(trainer.finished().W_dec, drawn["W_dec"])
+    for name in ("W_enc", "b_dec"):
+        assert not torch.equal(trainer.weights[name].detach(), begun[name]), name
+    assert sum(losses[-3:]) < sum(losses[:3])
+
+
+@pytest.mark.parametrize("form", ["autograd", "fused", "dense"])
+def test_without_freezing_the_same_steps_move_the_decoder(form):
+    cfg = config()
+    if form == "fused" and not fuses(cfg, CPU):
+        pytest.skip("no compiler here")
+    trainer, given = new_trainer(cfg, form), list(batches(cfg))
+    trainer.initialize(*given[0])
+    for batch in given:
+        trainer.step(*batch)
+    assert not torch.equal(trainer.weights["W_dec"].detach(), initial_weights(cfg, D, D)["W_dec"])

@@ -67,6 +67,8 @@ CASES = {
     "relu, raw penalty": config("relu"),
     "relu, decoder-norm penalty": config("relu", l1_penalty="decoder-norm"),
     "relu, founding": config("relu", init="linear", b_dec_init="zero", normalize="none"),
+    "relu, shortened": config("relu", l1_penalty="decoder-norm", max_gradient_norm=1.0),
+    "topk, shortened": config("topk", max_gradient_norm=0.3),
     "unnormalised": config("topk", normalize="none"),
 }
 

@@ -131,7 +131,7 @@ def test_the_residual_its_gradient_and_its_squares(dtype):
 def test_rows_are_updated_as_by_adam(unit_norm, extras):
     W = torch.nn.functional.normalize(randn(9, 75), dim=1)
     mean, square = randn(9, 75, seed=2), randn(9, 75, seed=3).square()
-    gradient, rates = randn(9, 75, seed=1), torch.tensor([2e-3, 1.7])
+    gradient, rates = randn(9, 75, seed=1), torch.tensor([2e-3, 1.7, 0.6])
     results = []
     for module in (eager, gpu):
         state = [each.clone() for each in (W, gradient, mean, square)]
@@ -153,7 +153,7 @@ def test_the_row_update_is_torchs_adam():
     for step in range(1, steps + 1):
         parameter.grad = randn(4, 40, seed=step)
         adam.step()
-        rates = torch.tensor([3e-3 / (1 - 0.9**step), (1 - 0.99**step) ** -0.5])
+        rates = torch.tensor([3e-3 / (1 - 0.9**step), (1 - 0.99**step) ** -0.5, 1.0])
         gpu.update_rows_(W, randn(4, 40, seed=step), mean, square, rates, betas=(0.9, 0.99), eps=1e-8)
     torch.testing.assert_close(W, parameter.detach(), atol=1e-6, rtol=1e-5)
 

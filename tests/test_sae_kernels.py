@@ -209,3 +209,18 @@ def test_a_bias_is_updated_alike() -> None:
         gradient, bias, (torch.zeros(37), torch.zeros(37)), AdamStep(lr=0.1, betas=(0.9, 0.999), eps=1e-8, steps_done=0)
     )
     torch.testing.assert_close(bias, reference.detach())
+
+
+@pytest.mark.parametrize("d", [1, 17, 576])
+@pytest.mark.parametrize("pulled", [False, True])
+def test_the_squares_of_a_gradient_count_its_pull(d: int, pulled: bool) -> None:
+    gradient, W, scales = matrix(130, d), matrix(130, d, seed=1).float(), matrix(2, 130, seed=2).float()
+    pull = scales[0].abs() * (scales[0] > 0) if pulled else None
+    wanted = gradient.double()
+    if pull is not None:
+        wanted = wanted + (pull / W.norm(dim=1)).unsqueeze(1) * W
+    squares, weighted = cpu.gradient_squares(gradient, W, pull=pull, coefficients=scales[1])
+    assert squares == pytest.approx(float(wanted.square().sum()), rel=1e-5)
+    assert weighted is not None
+    torch.testing.assert_close(weighted, scales[1] @ W, atol=1e-3, rtol=1e-5)
+    assert cpu.gradient_squares(gradient, W, pull=pull) == (squares, None)

@@ -104,9 +104,11 @@ def test_a_stop_saves_and_the_rest_gives_the_same_weights(tmp_path: Path, source
     assert not (tmp_path / "cut" / "a" / "checkpoint").exists()
 
 
-def test_a_kill_between_two_finished_saes_trains_neither_anew(
-    tmp_path: Path, source: SyntheticSource, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("took_long", [True, False])
+def test_a_kill_between_two_finished_saes_costs_no_steps_that_took_long(
+    tmp_path: Path, source: SyntheticSource, monkeypatch: pytest.MonkeyPatch, took_long: bool
 ) -> None:
+    monkeypatch.setattr("sparsight.train._WORTH_SAVING_SECONDS", 0.0 if took_long else 1e6)
     configs = [sae("a"), sae("b", seed=1)]
     whole = train_saes(source, configs, tmp_path / "whole", train=TRAIN)
     real = SparseAutoencoder.save
@@ -125,7 +127,10 @@ def test_a_kill_between_two_finished_saes_trains_neither_anew(
         def batches(self, batch_tokens: int, *, start_batch: int = 0) -> Iterator[ActivationBatch]:
             raise AssertionError("no step is left, so no batch may be asked for")
 
-    again = train_saes(NothingLeft(source.data), configs, tmp_path / "cut", train=TRAIN)
+    before = (tmp_path / "cut" / "a" / "sae_weights.safetensors").stat().st_mtime_ns
+    left = NothingLeft(source.data) if took_long else source
+    again = train_saes(left, configs, tmp_path / "cut", train=TRAIN)
+    assert (tmp_path / "cut" / "a" / "sae_weights.safetensors").stat().st_mtime_ns == before
     for a, b in zip(whole, again, strict=True):
         assert all(torch.equal(x, y) for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True))
 

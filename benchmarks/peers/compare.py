@@ -4,6 +4,7 @@
     python benchmarks/peers/compare.py --quick --parts train    # minutes; numbers worth nothing
     python benchmarks/peers/compare.py --resume                 # what an earlier run of this commit did not finish
     python benchmarks/peers/compare.py --resume --parts store   # one part anew; the others stay, each with its commit
+    python benchmarks/peers/compare.py --resume --parts train --architectures relu
 
 Every job is a process of its own in its tool's environment, by `run_TOOL.py`; repeats are interleaved, tool after tool. The record is written after
 every job: benchmarks/records/peers.json, and peers.md from it. A runner that fails is recorded with its error. Standard library only: a light
@@ -23,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from install import INSTALLS, ROOT, install, python_of
-from plan import PARTS, QUICK, Job, Sizes, best_rate, jobs_of, key_of
+from plan import PARTS, QUICK, TRAINED, Job, Sizes, best_rate, jobs_of, key_of
 from summarise import markdown
 
 HERE = Path(__file__).resolve().parent
@@ -48,13 +49,14 @@ def main() -> None:
     record_file = folder / "quick.json" if options.quick else RECORDS / "peers.json"
     record = _record(options, sizes)
     if options.resume and record_file.exists():
-        record["runs"] = _kept(json.loads(record_file.read_text()), record)
+        record["runs"] = _kept(json.loads(record_file.read_text()), record, options.architectures)
     best = best_rate(record["runs"])
     inputs = _prepare(folder / ("inputs-quick" if options.quick else "inputs"), sizes)
     for part in [part for part in PARTS if part in options.parts]:
         for repeat in range(sizes.repeats):
             for job in jobs_of(part, repeat, sizes, best):
-                if key_of(job) not in {run["key"] for run in record["runs"]}:
+                asked = part != "train" or job["architecture"] in options.architectures
+                if asked and key_of(job) not in {run["key"] for run in record["runs"]}:
                     record["runs"].append({"commit": record["commit"], **_run(job, inputs, folder / "scratch")})
                     best.update(best_rate(record["runs"]))
                     _write(record, record_file)
@@ -65,6 +67,7 @@ def main() -> None:
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
+    parser.add_argument("--architectures", nargs="+", choices=TRAINED, default=list(TRAINED), help="of part train")
     parser.add_argument("--quick", action="store_true", help="tiny sizes; the record goes to build/bench/quick.json")
     parser.add_argument("--resume", action="store_true", help="keep the jobs that this commit has measured already")
     for field in dataclasses.fields(Sizes):
@@ -195,12 +198,16 @@ def _hardware() -> dict[str, Any]:
     }
 
 
-def _kept(old: dict[str, Any], new: dict[str, Any]) -> list[dict[str, Any]]:
-    """Of an earlier record: the parts that are not asked for, and of the others the runs of this commit that did not fail."""
+def _kept(old: dict[str, Any], new: dict[str, Any], architectures: list[str]) -> list[dict[str, Any]]:
+    """Of an earlier record: what is not asked for now, and of the rest the runs of this commit that did not fail."""
+
+    def asked(job: Job) -> bool:
+        return job["part"] in new["parts"] and (job["part"] != "train" or job["architecture"] in architectures)
+
     return [
         run
         for run in old["runs"]
-        if run["job"]["part"] not in new["parts"] or (run["commit"] == new["commit"] and "error" not in run["result"])
+        if not asked(run["job"]) or (run["commit"] == new["commit"] and "error" not in run["result"])
     ]
 
 

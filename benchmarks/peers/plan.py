@@ -10,10 +10,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["PARTS", "QUICK", "Sizes", "best_rate", "jobs_of", "key_of"]
+__all__ = ["PARTS", "QUICK", "TRAINED", "Sizes", "best_rate", "jobs_of", "key_of"]
 
 TOOLS = ("sparsight", "sae-lens", "dictionary-learning", "sparsify")
 PARTS = ("train", "end-to-end", "collect", "store", "index", "width", "roofline", "many")  # training finds the rates
+TRAINED = ("topk", "batchtopk", "relu")
 ARCHITECTURES = {
     "sparsight": ("topk", "batchtopk", "relu"),
     "sae-lens": ("topk", "batchtopk", "relu"),
@@ -22,11 +23,15 @@ ARCHITECTURES = {
 }
 # Around each optimiser's own default: Adam's for three tools, signum's for sparsify (whose own is 9.4e-3 at this width).
 RATES = dict.fromkeys(TOOLS, (1e-3, 3e-3, 5e-3)) | {"sparsify": (3e-3, 5e-3, 1e-2)}
-RELU_RATES = (3e-3, 5e-3)  # at 1e-3 L0 is still in the hundreds to thousands after these few steps, for every tool
+RELU_RATES = (
+    3e-3,
+    5e-3,
+    8e-3,
+)  # at 1e-3 L0 is still in the hundreds to thousands after these few steps, for every tool
 # Coefficients that end between L0 30 and 300 here; each tool scales its penalty its own way. Ours are several, so that FVU can be read
 # at each peer's own L0.
 L1 = {
-    "sparsight": (1.5, 3.0, 6.0, 12.0),
+    "sparsight": (0.7, 1.0, 1.5, 2.2),
     "sae-lens": (2.0,),
     "dictionary-learning": (3.0,),
 }
@@ -119,7 +124,7 @@ def _n_tokens(part: str, sizes: Sizes) -> int:
 
 def _training(repeat: int, sizes: Sizes, best: dict[tuple[Any, ...], float]) -> Iterator[Job]:
     """relu runs at all its rates: a rate changes L0 too, so FVU alone cannot choose one."""
-    for architecture in ("topk", "batchtopk", "relu"):
+    for architecture in TRAINED:
         for tool in TOOLS:
             if architecture not in ARCHITECTURES[tool]:
                 continue

@@ -105,23 +105,25 @@ def projections_seconds(shapes: list[tuple[int, int, int]], n_tokens: int, dtype
 def training_share(job: Job, new_step: Callable[[str, Tensor], Callable[[Tensor], Any]]) -> dict[str, Any]:
     """`architecture, rows` -> ms of a step and of the encoder product, its share, and what takes the most time.
 
-    Also with steps of four batches: what a step costs whatever its size, the pass over all weights, weighs less then.
+    Rows are bfloat16, as a store gives them; topk also on float32 ones. Also with steps of four and eight batches: what a step costs
+    whatever its size, the pass over all weights, weighs less then.
     """
-    rows, _ = batches_of(job)
+    given, _ = batches_of(job)
+    rows = given.bfloat16()
     weights = torch.randn(rows.shape[1], job["n_latents"]).bfloat16()
     shares = {}
-    for n in (job["batch_tokens"], 4 * job["batch_tokens"]):
-        batches = [batch for batch in rows.split(n) if len(batch) == n]
+    for n in (times * job["batch_tokens"] for times in (1, 4, 8)):
         out = torch.empty(n, job["n_latents"], dtype=torch.bfloat16)
-        x = rows[:n].bfloat16()
-        product = seconds_of(lambda x=x, out=out: torch.mm(x, weights, out=out))
-        for architecture in ("topk", "batchtopk", "relu"):
+        product = seconds_of(lambda x=rows[:n], out=out: torch.mm(x, weights, out=out))
+        for case in ("topk", "batchtopk", "relu", "topk, float32"):
+            architecture, wide = case.partition(", ")[::2]
+            batches = [batch for batch in (given if wide else rows).split(n) if len(batch) == n]
             step = new_step(architecture, batches[0])
             turn = iter(range(10**9))
             seconds = seconds_of(
                 lambda step=step, turn=turn, batches=batches: step(batches[next(turn) % len(batches)]), at_least=5
             )
-            shares[f"{architecture}, {n} rows"] = {
+            shares[f"{case}, {n} rows"] = {
                 "ms_per_step": 1000 * seconds,
                 "encoder_product_ms": 1000 * product,
                 "share": product / seconds,

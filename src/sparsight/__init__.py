@@ -19,6 +19,7 @@ _HOMES = {
     "IndexConfig": "sparsight.features",
     "LanguageModel": "sparsight.lm",
     "ModelConfig": "sparsight.lm",
+    "PublishConfig": "sparsight.publication",
     "Recipe": "sparsight.recipe",
     "SAEConfig": "sparsight.sae",
     "SparseAutoencoder": "sparsight.sae",
@@ -33,6 +34,7 @@ _HOMES = {
     "load_recipe": "sparsight.recipe",
     "load_sae": "sparsight.convert",
     "make_plan": "sparsight.plan",
+    "publish_run": "sparsight.publish",
     "run_study": "sparsight.study",
     "show_latent": "sparsight.show",
     "show_overview": "sparsight.show",
@@ -54,6 +56,8 @@ if TYPE_CHECKING:
     from sparsight.lm import LanguageModel, ModelConfig, TextConfig
     from sparsight.metrics import EvalReport, EvaluateConfig
     from sparsight.plan import make_plan
+    from sparsight.publication import PublishConfig
+    from sparsight.publish import publish_run
     from sparsight.recipe import Recipe, TrainConfig, load_recipe
     from sparsight.sae import SAEConfig, SparseAutoencoder
     from sparsight.show import show_latent, show_overview, show_text

@@ -7,11 +7,11 @@ import logging
 import os
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
-from tyro.conf import Positional, UseAppendAction, arg
+from tyro.conf import FlagCreatePairsOff, Positional, UseAppendAction, arg
 from tyro.extras import subcommand_cli_from_dict
 
 from sparsight.artifact.rundir import Interrupted, RunDir, StopFlag, locked, stop_signals
@@ -175,7 +175,49 @@ class Convert:
         )
 
 
-_COMMANDS = (Run, Plan, Collect, Evaluate, Index, Show, Convert)
+@dataclass(frozen=True)
+class Publish:
+    """Make a run's SAEs, with a card that says what they are, into a repository on the Hugging Face Hub."""
+
+    run: Positional[Path]
+    """A run directory."""
+    to: str
+    """The repository, user/name."""
+    format: Literal["saelens", "parquet", "neuronpedia"] = "saelens"
+    """saelens: SAEs and their model card. parquet, neuronpedia: tables of features, a dataset repository."""
+    sae: str | None = None
+    """One SAE's id; default all."""
+    out: Path | None = None
+    """Where the folder is built; default RUN/publish/NAME."""
+    dry_run: FlagCreatePairsOff[bool] = False
+    """Build the folder and upload nothing."""
+    private: FlagCreatePairsOff[bool] = False
+    """Make a new repository private."""
+    license: str = "apache-2.0"
+    """Licence of what is published, by its identifier on the Hub."""
+    model_license: str = ""
+    """The base model's licence, where it is not known."""
+    text_license: str = ""
+    """The text's licence, where it is not known."""
+    contexts: FlagCreatePairsOff[bool] = False
+    """Quote passages of the text though its licence is not known to permit it."""
+    no_contexts: FlagCreatePairsOff[bool] = False
+    """Quote no passages, whatever the licence."""
+
+    def __call__(self, stop: StopFlag) -> None:
+        from sparsight.publication import PublishConfig
+        from sparsight.publish import publish_run
+
+        if self.contexts and self.no_contexts:
+            raise SparsightError("--contexts and --no-contexts say opposite things; give one.")
+        options = {field.name: getattr(self, field.name) for field in fields(PublishConfig) if field.name != "contexts"}
+        contexts = True if self.contexts else False if self.no_contexts else None
+        with locked((run := RunDir.open(self.run)).path):
+            done = publish_run(run, PublishConfig(**options, contexts=contexts))
+        print(f"Uploaded: {done.url}" if done.url else f"Built, not uploaded: {done.folder}")
+
+
+_COMMANDS = (Run, Plan, Collect, Evaluate, Index, Show, Convert, Publish)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -3,7 +3,7 @@
     sparsight convert EleutherAI/sae-some-model/layers.10 runs/theirs            # the format is recognised; ours is SAELens' own layout
     sparsight convert runs/demo/saes/topk-8x out/layers.15.mlp --to sparsify
 
-What was written is read again and must hold the same SAE. Nothing in a source is executed.
+What was written is read again and must hold the same SAE before it gets its name. Nothing in a source is executed.
 """
 
 import re
@@ -14,6 +14,7 @@ import torch
 from huggingface_hub import snapshot_download
 from torch import Tensor
 
+from sparsight.artifact import atomic_place
 from sparsight.errors import FormatError, RunError, SAEError
 from sparsight.sae import SparseAutoencoder
 from sparsight.sae.exchange import read_any, write_as
@@ -36,15 +37,15 @@ def convert_sae(
     """Reads the SAE at `source`, writes it to `target` in the format `to`, and returns it as read.
 
     `source`: a path, or user/repository[/folder] on the Hub, of `revision`. `format` of the source: recognised when empty. `k` and
-    `hook_point`: what the source does not say. Raises FormatError, SAEError, or RunError when `target` exists.
+    `hook_point`: what the source does not say. Raises FormatError, SAEError, or RunError when `target` exists; none leaves a `target`.
     """
     target = Path(target)
     if target.exists():
         raise RunError(f"{target} exists already; choose another place, or remove it.")
     sae = load_sae(source, format=format, k=k, hook_point=hook_point, revision=revision)
-    write_as(target, to, sae.cfg, sae.state_dict())
-    again = SparseAutoencoder(*read_any(target, to, k=sae.cfg.k))
-    _check_same(sae, again, target)
+    with atomic_place(target) as written:
+        write_as(written, to, sae.cfg, sae.state_dict())
+        _check_same(sae, SparseAutoencoder(*read_any(written, to, k=sae.cfg.k)), target)
     return sae
 
 
@@ -74,12 +75,16 @@ def _local(source: str | Path, revision: str | None) -> Path:
 
 
 def _check_same(sae: SparseAutoencoder, again: SparseAutoencoder, target: Path) -> None:
-    """The written file read again, tensor for tensor, relative to each tensor's largest value."""
+    """What computes with the tensors, and the tensors, relative to each one's largest value."""
+    for name in ("inference", "is_transcoder", "k") if sae.cfg.inference == "topk" else ("inference", "is_transcoder"):
+        ours, theirs = getattr(sae.cfg, name), getattr(again.cfg, name)
+        if ours != theirs:
+            raise SAEError(f"{target} was not written: read again, it would have {name} {theirs} instead of {ours}.")
     before, after = sae.state_dict(), again.state_dict()
     for name, tensor in before.items():
         far = _distance(tensor, after[name]) if name in after else float("inf")
         if not far <= _TOLERANCE:
-            raise SAEError(f"{target} was written, but reading it again gives another {name} (off by {far:.1e}).")
+            raise SAEError(f"{target} was not written: read again, it would have another {name} (off by {far:.1e}).")
 
 
 def _distance(a: Tensor, b: Tensor) -> float:

@@ -12,6 +12,7 @@
     |   +-- FormatError           a file of weights: wrong shapes, missing tensors, code inside
     +-- MetricError               a metric without a meaning on these numbers
     +-- RunError                  a run directory: in use, incomplete, disk full
+    +-- HubError                  the Hugging Face Hub: no token, a name it refuses, an upload cut off
 
 A message says what happened with the values, what was expected, and the remedy. `assert` is for our own bugs.
 """
@@ -20,6 +21,7 @@ __all__ = [
     "ActivationError",
     "FormatError",
     "HookPointError",
+    "HubError",
     "MetricError",
     "ModelError",
     "PlanError",
@@ -78,3 +80,7 @@ class MetricError(SparsightError):
 
 class RunError(SparsightError):
     """A run directory that cannot be used as it is."""
+
+
+class HubError(SparsightError):
+    """The Hugging Face Hub could not be written to."""

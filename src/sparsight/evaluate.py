@@ -1,16 +1,16 @@
 """SAE + held-out activations + LanguageModel -> EvalReport.
 
-One pass over the held-out rows measures the SAE, its controls (a second seed, a frozen decoder, the SAE before training: see
-`recipe.schema`) and PCA at equal L0 on the same tokens; then the language model runs on held-out text untouched, with each of
-them put in place of its activations, and with two ablations (zero, and the mean of the train split). What the baselines need is fitted on the train split; nothing that is
-fitted or trained ever sees a held-out document.
+One pass over the held-out rows measures the SAE, its controls (a second seed, a frozen decoder, the SAE before training:
+`recipe.schema` says why these) and PCA at equal L0 on the same tokens; then the language model runs on held-out text
+untouched, with each of them put in place of its activations, and with two ablations (zero, and the mean of the train
+split). What PCA and the mean need is fitted on the train split; nothing fitted or trained ever sees a held-out document.
 
 Trade-off: the number of PCA components is the SAE's L0 on the train tokens that PCA is fitted on, so that one pass
 suffices; the L0 printed is the held-out one, and the two differ by less than one component as a rule.
 """
 
 from collections.abc import Generator, Iterable, Iterator, Mapping
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -26,6 +26,7 @@ from sparsight.metrics import (
     EvaluateConfig,
     LatentCounts,
     ReconstructionSums,
+    SeedStability,
     SpliceText,
     TrainFit,
     fit_on_train,
@@ -33,8 +34,9 @@ from sparsight.metrics import (
     l0,
     measure_downstream,
     method_reports,
+    seed_stability,
 )
-from sparsight.sae import SparseAutoencoder
+from sparsight.sae import SparseAutoencoder, untrained_directions
 
 __all__ = ["evaluate_sae"]
 
@@ -55,11 +57,12 @@ def evaluate_sae(
     target_hook_point: str = "",
     fit_batches: Iterable[ActivationBatch] | None = None,
 ) -> EvalReport:
-    """Measure an SAE on the held-out split, beside PCA, its controls and two ablations.
+    """Measure an SAE on the held-out split, beside its controls, PCA and two ablations.
 
-    `controls`: seed, frozen-decoder, random -> the dictionary. Without `model` only the reconstruction is measured; the report's
-    notes say so, and which controls are missing. `fit_batches` stand in for the train split where the store keeps none (a run that trained from a stream).
-    Raises SAEError when a width does not match the store, MetricError when there is nothing held out.
+    `controls`: seed, frozen-decoder, random -> the dictionary. Without `model` only the reconstruction is measured. What is
+    missing stands in the report's notes. `fit_batches` stand in for the train split where the store keeps none (a run that
+    trained from a stream). Raises SAEError when a width does not match the store, MetricError when there is nothing held
+    out or a control has another name.
     """
     target = target_hook_point or hook_point
     dictionaries = {"sae": sae, **(controls or {})}
@@ -78,9 +81,8 @@ def evaluate_sae(
         config=config,
         hook_point=hook_point,
         target_hook_point=target,
+        with_pca=with_pca,
     )
-    if not with_pca:
-        fit = replace(fit, pca=None)
     if isinstance(fit_batches, Generator):
         fit_batches.close()  # a stream's ring need not stand beside the whole model
     reconstruction, counts = _measure_reconstruction(dictionaries, store, fit, config, hook_point, target)
@@ -102,6 +104,7 @@ def evaluate_sae(
         config=asdict(config),
         methods=methods,
         verdicts=verdicts,
+        stability=_stability(dictionaries, counts),
         notes=tuple(_notes(dictionaries, store, model, fit, downstream, target != hook_point)),
     )
 
@@ -184,8 +187,9 @@ def _measure_downstream(
     text = SpliceText.choose(table, kept_tokens(store, table), config.downstream_tokens)
     methods: dict[str, Any] = {name: dictionary.reconstruct for name, dictionary in dictionaries.items()}
     methods["zero"] = lambda x: x.new_zeros(len(x), store.hook_points[target])
-    if fit.pca is not None and fit.mean is not None:
+    if fit.pca is not None:
         methods["pca"] = fit.pca.reconstruct
+    if fit.mean is not None:
         methods["mean"] = lambda x, mean=fit.mean: mean.expand(len(x), -1)
     return measure_downstream(
         model,
@@ -202,12 +206,23 @@ def _measure_downstream(
 def _labels(dictionaries: dict[str, Any], fit: TrainFit, downstream: DownstreamSums | None) -> dict[str, str]:
     labels = {"sae": "SAE"} | {name: _CONTROL_LABELS[name] for name in dictionaries if name != "sae"}
     if fit.pca is not None:
-        labels["pca"] = f"PCA, k = {fit.pca.k}"
+        labels["pca"] = f"PCA (k = {fit.pca.k})"
     if downstream is not None:
         labels |= {"clean": "clean model", "zero": "zero ablation"}
         if fit.mean is not None:
             labels["mean"] = "mean ablation"
     return labels
+
+
+def _stability(
+    dictionaries: Mapping[str, SparseAutoencoder], counts: Mapping[str, LatentCounts]
+) -> SeedStability | None:
+    """What the second seed found again of the SAE, of the latents active in the pass that counted them."""
+    if "seed" not in dictionaries:
+        return None
+    sae, second = dictionaries["sae"], dictionaries["seed"]
+    alive, alive_second = ((counts[name].counts > 0).to(sae.W_dec.device) for name in ("sae", "seed"))
+    return seed_stability(sae.W_dec, second.W_dec, untrained_directions(second), (alive, alive_second))
 
 
 def _subject(sae: SparseAutoencoder, fit: TrainFit, hook_point: str, target: str) -> dict[str, Any]:
@@ -264,8 +279,13 @@ def _notes(
                 yield f"Another model: activations were collected from {key} {collected}, spliced into {spliced}."
         if store.description.get("text_config", {}).get("isolation") == "packed":
             yield "Activations were collected with several documents a row; downstream, each piece runs in a row alone."
-    if missing := [label for name, label in _CONTROL_LABELS.items() if name not in dictionaries]:
-        yield f"Not measured, as none was given: {', '.join(missing)}."
+    missing = [label for name, label in _CONTROL_LABELS.items() if name not in dictionaries]
+    if fit.pca is None and fit.mean is not None:
+        missing.append("PCA")
+    if missing:
+        yield f"Controls that were not asked for, hence not measured: {', '.join(missing)}."
+    if "seed" not in dictionaries:
+        yield "Without a second seed it is not known how far chance alone moves these numbers, or what of the dictionary is stable."
     if fit.mean is None:
         yield "PCA, mean ablation and token classes were not measured: the store has no train rows."
     if fit.pca is None:

@@ -1,19 +1,23 @@
 """SAE + store -> FeatureIndex: one pass over the held-out rows, each encoded once.
 
 What is kept is every activation of every latent, so density, quantiles and any kind of passage follow without the SAE.
+With a second seed of the same SAE, each latent's nearest direction there and its most alike activation are kept too.
 Held-out text only: the evidence that people and explainers see is text that training did not.
 """
 
 from pathlib import Path
 
+import numpy as np
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from sparsight.activations import ActivationStore
 from sparsight.errors import ActivationError, MetricError, SAEError
 from sparsight.features import FeatureIndex, FeatureIndexWriter, IndexConfig, logit_weights
 from sparsight.lm import LanguageModel
-from sparsight.metrics import flat_tokens
-from sparsight.sae import SparseAutoencoder
+from sparsight.metrics import CrossMoments, SeedPartners, flat_tokens, seed_partners
+from sparsight.sae import SparseAutoencoder, SparseLatents, untrained_directions
 
 __all__ = ["build_index"]
 
@@ -26,17 +30,20 @@ def build_index(
     store: ActivationStore,
     model: LanguageModel | None = None,
     *,
+    second: SparseAutoencoder | None = None,
     path: str | Path,
     config: IndexConfig = _DEFAULTS,
     hook_point: str,
     target_hook_point: str = "",
 ) -> FeatureIndex:
-    """Build features/ID at `path`, whole or not at all; with `model` also promoted and suppressed tokens.
+    """Build features/ID at `path`, whole or not at all; with `model` also promoted and suppressed tokens, with `second` (the
+    SAE from another seed) also each latent's partners there.
 
-    Raises SAEError when the SAE does not fit the store, RunError when `path` is taken, MetricError when nothing is held
+    Raises SAEError when an SAE does not fit the store, RunError when `path` is taken, MetricError when nothing is held
     out.
     """
     _check(sae, store, hook_point)
+    comparison = None if second is None else _SeedComparison(sae, second)
     n_left = config.heldout_tokens or store.n_tokens("heldout")
     pieces = store.pieces("heldout")
     with FeatureIndexWriter.create(Path(path), pieces, sae.n_latents, config) as writer:
@@ -45,12 +52,18 @@ def build_index(
             if not n:
                 break
             n_left -= n
-            latents = sae.encode_sparse(batch[hook_point][:n].to(sae.W_enc.device).float())
+            x = batch[hook_point][:n].to(sae.W_enc.device).float()
+            latents = sae.encode_sparse(x)
+            if comparison is not None:
+                comparison.add(x, latents)
             tokens = flat_tokens(pieces, batch.piece_ids[:n], batch.positions[:n])
             writer.add(tokens, latents.indices.cpu().numpy(), latents.values.float().cpu().numpy())
         why_no_logits = _why_no_logits(sae, model)
         if model is not None and not why_no_logits:
             writer.set_arrays(logit_weights(model, sae.W_dec, config.promoted_tokens))
+        partners = None if comparison is None else comparison.partners()
+        if partners is not None:
+            writer.set_arrays(_columns(partners))
         return writer.finish(
             {
                 "architecture": sae.cfg.architecture,
@@ -60,8 +73,42 @@ def build_index(
                 "model": store.model,
                 "split": "heldout",
                 "why_no_logits": why_no_logits,
+                "seed_chance_cosine": None if partners is None else partners.chance_cosine,
             }
         )
+
+
+class _SeedComparison:
+    """The SAE and its second seed on the same rows."""
+
+    def __init__(self, sae: SparseAutoencoder, second: SparseAutoencoder) -> None:
+        widths = [(each.d_in, each.d_out) for each in (sae, second)]
+        if widths[0] != widths[1]:
+            raise SAEError(
+                f"The SAE maps {widths[0]}, its second seed {widths[1]}: give the same SAE from another seed."
+            )
+        self.sae, self.second = sae, second
+        self.moments = CrossMoments(sae.n_latents, second.n_latents, sae.W_enc.device)
+
+    def add(self, x: Float[Tensor, "n d_in"], latents: SparseLatents) -> None:
+        """Count rows and the SAE's latents of them."""
+        self.moments.add(latents, self.second.encode_sparse(x))
+
+    def partners(self) -> SeedPartners | None:
+        """Of all rows so far."""
+        drawn = untrained_directions(self.second)
+        return seed_partners(self.sae.W_dec, self.second.W_dec, drawn, self.moments)
+
+
+def _columns(partners: SeedPartners) -> dict[str, np.ndarray]:
+    """The arrays of the index that hold them."""
+    columns = {"seed_cosine": partners.cosine, "seed_cosine_latent": partners.cosine_latent}
+    if partners.correlation is not None and partners.correlation_latent is not None:
+        columns |= {
+            "seed_correlation": partners.correlation,
+            "seed_correlation_latent": partners.correlation_latent,
+        }
+    return columns
 
 
 def _why_no_logits(sae: SparseAutoencoder, model: LanguageModel | None) -> str:

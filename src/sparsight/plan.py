@@ -24,14 +24,14 @@ work in place of a model of the machine; a run's own progress bar soon knows bet
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from sparsight.artifact.devices import Device, busy, measured, named_device, this_device
 from sparsight.errors import PlanError
 from sparsight.lm.geometry import read_geometry
 from sparsight.recipe import Recipe
-from sparsight.recipe.cost import Work
+from sparsight.recipe.cost import Work, recipe_cost
 from sparsight.recipe.fit import Fit, gigabytes, hold_against
 
 __all__ = ["Plan", "check_fits", "make_plan"]
@@ -65,6 +65,13 @@ class Plan:
         """Stage -> seconds; empty when the device has no rates."""
         device = self.fit.device
         return {stage: _seconds(work, device) for stage, work in self.fit.cost.work.items()} if device.flops else {}
+
+    @property
+    def without_controls(self) -> "Plan":
+        """The same study with `controls = []`."""
+        recipe = replace(self.fit.recipe, controls=())
+        cost = recipe_cost(recipe, self.fit.geometry, self.fit.device.kind)
+        return Plan(fit=replace(self.fit, recipe=recipe, cost=cost))
 
     def check(self) -> None:
         """Raises PlanError, in one line, with what is short and which changes of the recipe would fit."""
@@ -130,10 +137,11 @@ def _lines(plan: Plan) -> Iterator[str]:
     yield _line("", f"{passes}, {n_steps:,} steps of {train.batch_tokens:,}")
     forward, collection = _si(fit.cost.forward_flops), _si(plan.collection_flops)
     yield _line("FLOPs", f"{forward}FLOP a token forward, {collection}FLOP for the training tokens")
-    for sae in fit.cost.saes:
+    for sae in fit.cost.saes[: len(recipe.sae)]:
         others = {"all dense": sae.flops_dense, "sparse but for the encoder": sae.flops_least}
         known = ", ".join(f"{name} {_si(flops)}" for name, flops in others.items() if flops != sae.flops_done)
         yield _line("", f"{_si(sae.flops_done)}FLOP a token and pass for {sae.id}" + (f" ({known})" if known else ""))
+    yield _line("controls", _controls(plan))
     yield from _places("disk", {"run": fit.cost.disk}, None)
     if fit.disk_free is not None:
         there = f"{gigabytes(fit.disk_free)} free"
@@ -143,6 +151,23 @@ def _lines(plan: Plan) -> Iterator[str]:
     if fit.disk_free is None:
         yield _line("", "disk and host memory there are not known here: compare them yourself")
     yield from _times(plan)
+
+
+def _controls(plan: Plan) -> str:
+    """What the controls add to everything that follows."""
+    recipe, without = plan.fit.recipe, plan.without_controls
+    if not recipe.controls:
+        return (
+            "none: no number of this study will stand beside a second seed, a frozen decoder, an untrained SAE or PCA"
+        )
+    disk = sum(plan.fit.cost.disk.values()) - sum(without.fit.cost.disk.values())
+    memory = plan.fit.cost.peak("device")[1] - without.fit.cost.peak("device")[1]
+    time = f", {_duration(sum(plan.seconds.values()) - sum(without.seconds.values()))}" if plan.seconds else ""
+    n_trained = len(recipe.trained) - len(recipe.sae)
+    return (
+        f"{', '.join(recipe.controls)}: {n_trained} more {'SAE' if n_trained == 1 else 'SAEs'} trained; included below: "
+        f"{gigabytes(disk)} of disk, {gigabytes(memory)} at the peak of memory{time}"
+    )
 
 
 def _times(plan: Plan) -> Iterator[str]:

@@ -84,6 +84,7 @@ def show_latent(
         ]
     else:
         lines.append(f"promoted tokens were not stored: {index.about['why_no_logits']}")
+    lines.append(_partner(index, latent))
     strongest = float(index.maximum[latent])
     lines += ["", "Strongest, one a document:"]
     lines += [_passage(tokenizer, context, strongest, color) for context in top_contexts(index, latent, n_top)]
@@ -143,6 +144,17 @@ def show_text(
         ]
         lines.append(f"{name}  {error[row]:>7.3f} {n_active:>4}  {'  '.join(fired)}")
     return "\n".join(lines) + "\n"
+
+
+def _partner(index: FeatureIndex, latent: int) -> str:
+    """What a second seed has that is like this latent."""
+    found = index.partner(latent)
+    if found is None:
+        return "second seed: there was none to compare with, so it is not known whether another seed finds this feature"
+    line = f"second seed: nearest direction cosine {found.cosine:.2f}, its latent {found.cosine_latent} (chance {found.chance_cosine:.2f})"
+    if found.correlation is None:
+        return line
+    return f"{line}; most alike in activation r = {found.correlation:.2f}, its latent {found.correlation_latent}"
 
 
 def _sample(active: np.ndarray, alive: np.ndarray, n: int) -> list[tuple[str, np.ndarray]]:

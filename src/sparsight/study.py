@@ -71,9 +71,12 @@ class Study:
         """The SAE with this id, or all. Raises RunError listing what there is, or when one is not trained yet."""
         chosen = tuple(sae for sae in self.recipe.sae if sae_id in (None, sae.id))
         if not chosen:
-            raise RunError(
-                f"{self.run.path} has no SAE {sae_id!r}; it has {', '.join(sae.id for sae in self.recipe.sae)}."
-            )
+            known = ", ".join(sae.id for sae in self.recipe.sae)
+            if sae_id in {sae.id for sae in self.recipe.trained}:
+                raise RunError(
+                    f"{sae_id} is a control, measured with the SAE that it stands beside; name one of {known}."
+                )
+            raise RunError(f"{self.run.path} has no SAE {sae_id!r}; it has {known}.")
         for sae in chosen:
             if not self._trained(sae):
                 raise RunError(
@@ -185,6 +188,7 @@ class Study:
                     self._load(sae),
                     self.store,
                     self.whole_model,
+                    second=self._second_seed(sae),
                     path=path,
                     config=self.recipe.index,
                     hook_point=sae.hook_point,
@@ -263,10 +267,21 @@ class Study:
         found = {}
         for name in self.recipe.controls:
             if name in trained:
-                found[name] = self._load(trained[name])
+                found[name] = self._load_control(trained[name])
             elif name == "random":
                 found[name] = load_untrained(self.run.sae(sae.id)).to(self._device())
         return found
+
+    def _second_seed(self, sae: SAEConfig) -> SparseAutoencoder | None:
+        control = self.recipe.trained_controls(sae).get("seed")
+        return None if control is None else self._load_control(control)
+
+    def _load_control(self, control: SAEConfig) -> SparseAutoencoder:
+        if not self._trained(control):
+            raise RunError(
+                f"Control {control.id} in {self.run.path} is not trained yet. Run the recipe to its end: sparsight run RECIPE."
+            )
+        return self._load(control)
 
     def _device(self) -> str:
         return str(

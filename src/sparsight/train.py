@@ -27,6 +27,9 @@ __all__ = ["BatchSource", "load_untrained", "train_sae", "train_saes"]
 
 _log = logging.getLogger(__name__)
 
+# a checkpoint has three times the bytes of the finished SAE: after less than this, taking the steps again in the rare case costs less
+_WORTH_SAVING_SECONDS = 60.0
+
 
 @runtime_checkable
 class BatchSource(Protocol):
@@ -160,6 +163,7 @@ class _Session:
         self.checkpoints = Checkpoints(folder)
         self.step = self.checkpoints.step(ids, self.total_steps)
         self.checkpoints.trim_logs(ids, self.step)
+        self.saved_at = time.monotonic()
         self.space = Workspace()
         self.trainers: dict[str, SAETrainer] = {}
         if self.step:
@@ -194,7 +198,8 @@ class _Session:
 
     def save_finished(self, metadata: dict[str, Any]) -> None:
         """Writes the SAEs. Safe to be killed in: what is missing is made again from the checkpoint saved first."""
-        self._save()
+        if time.monotonic() - self.saved_at > _WORTH_SAVING_SECONDS:
+            self._save()
         trained = {
             "steps": self.step,
             "tokens": self.step * self.train.batch_tokens,
@@ -235,6 +240,7 @@ class _Session:
     def _save(self) -> None:
         states = {config.id: self.trainers[config.id].state_dict() for config in self.configs}
         self.checkpoints.save(states, self.step, self.total_steps, self.source.state_dict())
+        self.saved_at = time.monotonic()
 
     def _resumed(self, config: SAEConfig) -> SAETrainer:
         d_in = self.source.hook_points[config.hook_point]

@@ -3,6 +3,7 @@
 from sparsight.artifact.files import (
     append_jsonl,
     atomic_path,
+    atomic_place,
     cache_folder,
     read_json,
     read_jsonl,
@@ -24,6 +25,7 @@ __all__ = [
     "StopFlag",
     "append_jsonl",
     "atomic_path",
+    "atomic_place",
     "cache_folder",
     "environment",
     "give_back_memory",

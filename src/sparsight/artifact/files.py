@@ -20,6 +20,7 @@ from sparsight.errors import RunError
 __all__ = [
     "append_jsonl",
     "atomic_path",
+    "atomic_place",
     "cache_folder",
     "read_json",
     "read_jsonl",
@@ -64,6 +65,21 @@ def atomic_path(path: Path) -> Iterator[Path]:
             _fsync(path.parent)
         finally:
             temp.unlink(missing_ok=True)
+
+
+@contextmanager
+def atomic_place(path: Path) -> Iterator[Path]:
+    """Yields a free path of the same name in a temp folder beside `path`; the file or folder made there is renamed to `path` on success.
+
+    `path` must not exist. What is made is fsynced by whoever makes it; on failure it is removed. Raises RunError like `atomic_path`.
+    """
+    path = Path(path)
+    with told_in_one_line(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f".{path.name}.", suffix=_TEMP_SUFFIX, dir=path.parent) as folder:
+            yield Path(folder) / path.name
+            os.rename(Path(folder) / path.name, path)
+            _fsync(path.parent)
 
 
 def write_atomic(path: Path, data: bytes) -> None:

@@ -5,7 +5,7 @@
     sparsight, python, torch, transformers, datasets, huggingface_hub, safetensors, numpy    versions
     platform, processor, n_processors    the machine
     model, text        provenance as lm/ reports it: revision or file hash, tensors loaded, device, the text's hash or commit
-    activations        split -> rows kept, and tokens left out by reason; training_stream: the same for a live pass
+    activations        split -> rows kept, and tokens left out by reason; those of a live pass are in the SAEs' cfg.json
     damaged            shards that were left out, and why (activations.skip_damaged)
     steps              name -> {seconds, finished}; a step that was resumed has the seconds of all its attempts added up
 """

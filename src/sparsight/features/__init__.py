@@ -2,22 +2,29 @@
 
 from sparsight.features.config import IndexConfig
 from sparsight.features.contexts import Band, Context, quantile_contexts, random_contexts, top_contexts
-from sparsight.features.index import FeatureIndex, TokenWeights
+from sparsight.features.index import FeatureIndex, Partner, TokenWeights
 from sparsight.features.logits import logit_weights
+from sparsight.features.neuronpedia import PASSAGES_PER_LATENT, neuronpedia_batches
+from sparsight.features.table import feature_table, write_feature_table
 from sparsight.features.tokens import printable, readable_tokens
 from sparsight.features.writer import FeatureIndexWriter
 
 __all__ = [
+    "PASSAGES_PER_LATENT",
     "Band",
     "Context",
     "FeatureIndex",
     "FeatureIndexWriter",
     "IndexConfig",
+    "Partner",
     "TokenWeights",
+    "feature_table",
     "logit_weights",
+    "neuronpedia_batches",
     "printable",
     "quantile_contexts",
     "random_contexts",
     "readable_tokens",
     "top_contexts",
+    "write_feature_table",
 ]

@@ -1,7 +1,9 @@
 """FeatureIndex: every activation of every latent on held-out text, grouped by latent, memory-mapped.
 
     features/ID/
-      index.json              format, version, about (SAE, model, hook points), config, dtype and shape of each array
+      index.json              format, version, n_tokens (measured), config, arrays (dtype and shape of each), about (architecture, n_latents,
+                              hook_point, target_hook_point, model, split, why_no_logits: empty when they are there,
+                              seed_chance_cosine: null without a second seed)
       piece_tokens.npy        int32   [tokens]      the held-out pieces of text end to end, masked tokens included
       piece_offsets.npy       int64   [pieces + 1]  piece i is piece_tokens[offsets[i]:offsets[i+1]]
       piece_documents.npy     int64   [pieces]      document id
@@ -16,6 +18,10 @@
       histogram.npy           int64   [latents, bins]       of the active values, equal bins from 0 to the maximum
       promoted_tokens.npy, suppressed_tokens.npy    int32   [latents, n]  largest and smallest logit weights first
       promoted_weights.npy, suppressed_weights.npy  float32 [latents, n]  (all four absent without a language model)
+      seed_cosine.npy         float32 [latents]     the largest cosine of its direction with one of the second seed's
+      seed_cosine_latent.npy  int32   [latents]     that latent of the second seed (both absent without a second seed)
+      seed_correlation.npy    float32 [latents]     the largest correlation over the measured tokens; NaN if never active
+      seed_correlation_latent.npy  int32 [latents]  with that latent (both absent also for very wide dictionaries)
 
 A token's place in piece_tokens is its row number everywhere, so that its piece, document, position and token id need
 no columns of their own. The arrays never change once written; a folder appears whole or not at all.
@@ -33,7 +39,7 @@ from jaxtyping import Bool, Float, Int
 from sparsight.artifact import read_json
 from sparsight.errors import RunError, StoreError
 
-__all__ = ["FORMAT", "LOGIT_ARRAYS", "VERSION", "FeatureIndex", "TokenWeights"]
+__all__ = ["FORMAT", "LOGIT_ARRAYS", "VERSION", "FeatureIndex", "Partner", "TokenWeights"]
 
 FORMAT = "sparsight.features"
 VERSION = 1
@@ -52,6 +58,7 @@ ARRAYS = (
     "quantiles",
     "histogram",
 )
+PARTNER_ARRAYS = ("seed_cosine", "seed_cosine_latent", "seed_correlation", "seed_correlation_latent")
 LOGIT_ARRAYS = ("promoted_tokens", "promoted_weights", "suppressed_tokens", "suppressed_weights")
 
 
@@ -61,6 +68,19 @@ class TokenWeights:
 
     token_ids: Int[np.ndarray, " n"]
     weights: Float[np.ndarray, " n"]
+
+
+@dataclass(frozen=True)
+class Partner:
+    """What a second seed has that is like a latent: by direction, and by activation."""
+
+    cosine: float
+    cosine_latent: int
+    chance_cosine: float
+    """Mean over latents of the same with untrained directions."""
+    correlation: float | None
+    """None where it was not computed, or the latent was never active."""
+    correlation_latent: int | None
 
 
 class FeatureIndex:
@@ -88,6 +108,7 @@ class FeatureIndex:
         for name in ARRAYS:
             setattr(self, name, arrays[name])
         self._logits = {name: arrays[name] for name in LOGIT_ARRAYS if name in arrays}
+        self._partners = {name: arrays[name] for name in PARTNER_ARRAYS if name in arrays}
         self.n_latents = len(self.latent_offsets) - 1
 
     @classmethod
@@ -149,6 +170,21 @@ class FeatureIndex:
     def suppressed(self, latent: int) -> TokenWeights:
         """Tokens whose logits the latent's direction lowers most, strongest first."""
         return self._weights("suppressed", latent)
+
+    def partner(self, latent: int) -> Partner | None:
+        """A latent's partners in the second seed; None where the index was built without one."""
+        self.check_latent(latent)
+        if "seed_cosine" not in self._partners:
+            return None
+        found = {name: array[latent] for name, array in self._partners.items()}
+        correlated = not np.isnan(found.get("seed_correlation", np.nan))
+        return Partner(
+            cosine=float(found["seed_cosine"]),
+            cosine_latent=int(found["seed_cosine_latent"]),
+            chance_cosine=float(self.about["seed_chance_cosine"]),
+            correlation=float(found["seed_correlation"]) if correlated else None,
+            correlation_latent=int(found["seed_correlation_latent"]) if correlated else None,
+        )
 
     def check_latent(self, latent: int) -> None:
         """Raises RunError when there is no such latent."""

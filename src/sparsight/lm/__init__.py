@@ -1,6 +1,7 @@
 """Language models and the text they read: the only room that knows Transformers."""
 
 from sparsight.lm.batches import TokenBatch, make_batches
+from sparsight.lm.builtin import BUILTIN_MODELS, BUILTIN_TEXTS
 from sparsight.lm.checkpoint import Checkpoint, resolve_checkpoint
 from sparsight.lm.config import ModelConfig, TextConfig
 from sparsight.lm.documents import Document, document_id, is_heldout, iter_documents, text_fingerprint
@@ -10,6 +11,8 @@ from sparsight.lm.model import LanguageModel
 from sparsight.lm.tokens import Piece, TextCounts, TextCursor, iter_pieces
 
 __all__ = [
+    "BUILTIN_MODELS",
+    "BUILTIN_TEXTS",
     "Checkpoint",
     "Document",
     "HookPoint",

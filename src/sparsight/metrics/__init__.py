@@ -11,11 +11,20 @@ from sparsight.metrics.reconstruction import ReconstructionSums, cosine, fvu
 from sparsight.metrics.report import METRICS, EvalReport, MethodReport, Verdict
 from sparsight.metrics.sparsity import DensityHistogram, LatentCounts, l0
 from sparsight.metrics.splicing import DownstreamSums, SpliceText, flat_tokens, kept_tokens, measure_downstream
+from sparsight.metrics.stability import (
+    CrossMoments,
+    LatentMean,
+    SeedPartners,
+    SeedStability,
+    seed_partners,
+    seed_stability,
+)
 from sparsight.metrics.tables import report_markdown, report_text
 
 __all__ = [
     "CLASS_NAMES",
     "METRICS",
+    "CrossMoments",
     "DensityHistogram",
     "DocumentSums",
     "DownstreamSums",
@@ -23,11 +32,14 @@ __all__ = [
     "EvalReport",
     "EvaluateConfig",
     "LatentCounts",
+    "LatentMean",
     "LinearBaseline",
     "LinearFit",
     "MethodReport",
     "ReconstructionSums",
     "ResampledSums",
+    "SeedPartners",
+    "SeedStability",
     "SpliceText",
     "TokenClasses",
     "TrainFit",
@@ -45,6 +57,8 @@ __all__ = [
     "recovered_share",
     "report_markdown",
     "report_text",
+    "seed_partners",
+    "seed_stability",
     "token_cross_entropy",
     "token_kl",
 ]

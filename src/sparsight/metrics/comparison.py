@@ -14,7 +14,7 @@ from sparsight.metrics.sparsity import LatentCounts
 
 __all__ = ["compare_methods", "method_reports"]
 
-# The baselines an SAE must beat; ablations and the clean model are yardsticks, not rivals. A second seed is the yardstick of chance.
+# The controls an SAE must beat; ablations and the clean model are yardsticks, not rivals, and a second seed is the yardstick of chance.
 RIVALS = ("frozen-decoder", "random", "pca")
 SECOND_SEED = "seed"
 ABLATIONS = ("zero", "mean")

@@ -14,8 +14,8 @@ class EvaluateConfig:
     heldout_tokens: int = 0
     """Held-out tokens whose reconstruction is measured, in stored order; 0 measures all."""
     downstream_tokens: int = 16_384
-    """Held-out tokens on which CE and KL are measured, in whole pieces; each costs four forwards of the whole model and one for the SAE and each control.
-    0 skips them, and the report says so."""
+    """Held-out tokens on which CE and KL are measured, in whole pieces; each costs three forwards of the whole model and one
+    for the SAE and each control. 0 skips them, and the report says so."""
     n_resamples: int = 1000
     """Resampled sets of documents behind each 95 % interval."""
     seed: int = 0

@@ -26,6 +26,7 @@ class TrainFit:
     """What was fitted on the train split; None each where there were fewer than two train rows."""
 
     pca: LinearBaseline | None
+    """None also where it was not asked for."""
     mean: Float[Tensor, " d_out"] | None
     """Mean activation at the target hook point."""
     classes: TokenClasses | None
@@ -41,6 +42,7 @@ def fit_on_train(
     config: EvaluateConfig,
     hook_point: str,
     target_hook_point: str,
+    with_pca: bool = True,
 ) -> TrainFit:
     """Fit on the first `config.pca_fit_tokens` rows of `batches`, and count `token_ids`, the train text.
 
@@ -50,7 +52,8 @@ def fit_on_train(
     for batch in batches:
         x = batch[hook_point].to(sae.W_enc.device).float()
         fit.add(x, None if target_hook_point == hook_point else batch[target_hook_point].to(x.device).float())
-        n_active += sum(l0(sae.encode(rows)).sum().item() for rows in x.split(config.batch_tokens))
+        if with_pca:
+            n_active += sum(l0(sae.encode(rows)).sum().item() for rows in x.split(config.batch_tokens))
         seen.append(batch.token_ids.cpu().numpy())
         if fit.n_tokens >= config.pca_fit_tokens:
             break
@@ -58,7 +61,7 @@ def fit_on_train(
         return TrainFit(pca=None, mean=None, classes=None, n_tokens=fit.n_tokens)
     k = min(max(1, round(n_active / fit.n_tokens)), sae.d_in, sae.d_out)
     return TrainFit(
-        pca=fit.baseline(k),
+        pca=fit.baseline(k) if with_pca else None,
         mean=fit.output_mean,
         classes=TokenClasses.from_tokens(token_ids if len(token_ids) else np.concatenate(seen)),
         n_tokens=fit.n_tokens,

@@ -8,16 +8,19 @@
                       "metrics": {METRIC: estimate}, "by_class": {CLASS: {METRIC: estimate}},
                       "density": null | {log10_edges, n_latents, n_dead, n_tokens}}]
      "verdicts":    [{"baseline", "metric", "outcome": better | worse | tie, "difference": estimate, "seed_difference"}]
+     "stability":   null | {"n_alive": [SAE, second seed], mmcs, chance_mmcs, pw_mcc, chance_pw_mcc: latent mean | null}
      "notes":       [...]}   what was not measured, and why
 
     estimate = {"value", "low", "high", "n_tokens", "n_documents"}: a ratio of sums over tokens with the 95 % interval
                of resampled documents; null where it has no meaning
+    latent mean = {"value", "low", "high", "n_latents"}: see stability.py; pw_mcc is null for wide dictionaries
     METRIC = fvu, cosine, l0, dead_share, ce, kl (nats per token), recovered_zero, recovered_mean
     CLASS  = first, frequent, middle, rare (see classes.py)
 
 A verdict's difference is (baseline - SAE) for fvu, ce and kl, so that positive is in the SAE's favour; it is
 resampled in pairs. It is "better" or "worse" only when its interval excludes zero and it exceeds the difference between
-two seeds of the same SAE (`seed_difference`, where a second seed was measured); otherwise it is a tie.
+two seeds of the same SAE (`seed_difference`, where a second seed was measured); otherwise it is a tie. Version 1 had no
+second seed, no frozen decoder, no stability, and called `random` "untrained".
 """
 
 from dataclasses import asdict, dataclass, field
@@ -28,11 +31,13 @@ from sparsight.artifact import read_json, write_json
 from sparsight.errors import RunError
 from sparsight.metrics.intervals import Estimate
 from sparsight.metrics.sparsity import DensityHistogram
+from sparsight.metrics.stability import LatentMean, SeedStability
 
 __all__ = ["METRICS", "EvalReport", "MethodReport", "Verdict"]
 
 FORMAT = "sparsight.evaluation"
 VERSION = 2
+_LATENT_MEANS = ("mmcs", "chance_mmcs", "pw_mcc", "chance_pw_mcc")
 METRICS = ("fvu", "cosine", "l0", "dead_share", "ce", "kl", "recovered_zero", "recovered_mean")
 
 
@@ -43,7 +48,7 @@ class MethodReport:
     name: str
     """sae, seed, frozen-decoder, random, pca, clean, zero or mean."""
     label: str
-    """The name for people, such as `PCA, k = 32`."""
+    """The name for people, such as `PCA (k = 32)`."""
     metrics: dict[str, Estimate]
     """By METRICS; a metric that does not apply is absent."""
     by_class: dict[str, dict[str, Estimate]] = field(default_factory=dict)
@@ -62,7 +67,6 @@ class Verdict:
     """fvu, ce or kl."""
     difference: Estimate
     """Baseline minus SAE, in the metric's unit; positive is in the SAE's favour."""
-
     seed_difference: float | None = None
     """The second seed minus the SAE, by the same metric; None where none was measured."""
 
@@ -70,7 +74,9 @@ class Verdict:
     def outcome(self) -> str:
         """better | worse | tie"""
         value, low, high = self.difference.value, self.difference.low, self.difference.high
-        if value is None or low is None or high is None or low <= 0 <= high or abs(value) <= abs(self.seed_difference or 0):
+        if value is None or low is None or high is None or low <= 0 <= high:
+            return "tie"
+        if abs(value) <= abs(self.seed_difference or 0.0):
             return "tie"
         return "better" if low > 0 else "worse"
 
@@ -91,6 +97,8 @@ class EvalReport:
     """The SAE against each baseline."""
     notes: tuple[str, ...]
     """What was not measured, or needs saying."""
+    stability: SeedStability | None = None
+    """How much of the dictionary a second seed found again; None where none was measured."""
 
     def method(self, name: str) -> MethodReport:
         """One method's row. Raises RunError when it was not measured."""
@@ -153,6 +161,7 @@ class EvalReport:
                     for v in body["verdicts"]
                 ),
                 notes=tuple(body["notes"]),
+                stability=_stability(body["stability"]),
             )
         except (KeyError, TypeError) as error:
             raise RunError(f"`{path}` lacks or garbles {error}. Delete it and run `sparsight evaluate`.") from None
@@ -174,6 +183,13 @@ def _method(body: dict[str, Any]) -> MethodReport:
         by_class={name: _estimates(metrics) for name, metrics in body["by_class"].items()},
         density=density,
     )
+
+
+def _stability(body: dict[str, Any] | None) -> SeedStability | None:
+    if body is None:
+        return None
+    means: dict[str, Any] = {name: None if body[name] is None else LatentMean(**body[name]) for name in _LATENT_MEANS}
+    return SeedStability(n_alive=tuple(body["n_alive"]), **means)
 
 
 def _estimates(body: dict[str, Any]) -> dict[str, Estimate]:

@@ -1,17 +1,18 @@
 """How much of a dictionary a second seed finds again.
 
-    cosine_j        max over i of cos(W_dec[j], W_dec'[i]), and which i: the best partner by direction
-    correlation_j   max over i of the Pearson correlation of z_j and z'_i over held-out tokens, and which i: the best by activation
+    cosine_j        max over i of cos(W_dec[j], W_dec'[i]), and which i: the nearest direction
+    correlation_j   max over i of the Pearson correlation of z_j and z'_i over held-out tokens, and which i: the most alike in activation
     MMCS            mean of cosine_j over the latents                                  Sharkey 2022
     PW-MCC          mean cosine over the one-to-one matching with the largest total    Song 2025, arXiv:2505.20254
 
-Dead latents keep the directions that they were drawn in, which no seed shares, so all means are over latents that were active on these tokens, in
-both dictionaries for the matching. Two dictionaries of random directions also have best partners: `chance` is the same against the SAE's own
-untrained directions, and a number means what it exceeds that by. A feature that one seed alone found need not be false, and one that
-two found need not be true: it is what a third seed would probably find too (arXiv:2501.16615 saw 30 to 60 % shared).
+Only latents that were active on these tokens count, on both sides: the others keep the directions that they were drawn in. Random
+directions have near partners too, so `chance` is the same against the second seed's directions before its first step, which no data shaped. (The
+SAE's own would not do: trained directions still lean towards those.) A feature that one seed alone found need not be false, and one that two
+found need not be true: it is what a third seed would probably find too (arXiv:2501.16615: 30 % of 131k latents were shared).
 
-Trade-off: the matching is exact (Hungarian) up to 8,192 latents alive, since its time grows with their cube; wider dictionaries have none, and the
-report says so.
+Intervals are over latents, taken as independent: mean +- 1.96 standard errors.
+Trade-off: the matching is exact (Hungarian) up to 8,192 latents alive, since its time grows with their cube, and correlations need F x G numbers
+(2 GB at most); beyond, they are left out, and what reads them says so.
 """
 
 from dataclasses import dataclass
@@ -22,92 +23,141 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from sparsight.errors import MetricError
+from sparsight.sae import SparseLatents
 
-__all__ = ["CrossMoments", "SeedStability", "best_partners", "matched_cosine", "seed_stability"]
+__all__ = [
+    "CrossMoments",
+    "LatentMean",
+    "SeedPartners",
+    "SeedStability",
+    "adds_pairs",
+    "fits_memory",
+    "seed_partners",
+    "seed_stability",
+]
 
 _LARGEST_MATCHED = 8192
+_MOST_BYTES = 2**31
 _BLOCK_LATENTS = 2048
+# Adding the active pairs one by one costs what some 500 multiplications of a dense product cost on a CPU.
+_PAIR_COST = 500
+_PAIRS_AT_ONCE = 2**21
+
+
+@dataclass(frozen=True, kw_only=True)
+class LatentMean:
+    """A mean over latents with its 95 % interval."""
+
+    value: float
+    low: float | None
+    """None with a single latent."""
+    high: float | None
+    """None with a single latent."""
+    n_latents: int
+
+    @classmethod
+    def of(cls, values: Float[np.ndarray, " n"]) -> "LatentMean":
+        """Of one number a latent."""
+        mean, n = float(values.mean(dtype=np.float64)), len(values)
+        half = 1.96 * float(values.std(ddof=1, dtype=np.float64)) / n**0.5 if n > 1 else None
+        return cls(
+            value=mean,
+            low=None if half is None else mean - half,
+            high=None if half is None else mean + half,
+            n_latents=n,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
 class SeedStability:
-    """Each latent's best partners in the second seed, and what that says of the whole."""
+    """What two seeds share as a whole, each beside its chance level."""
 
-    cosine: Float[np.ndarray, " latents"]
-    cosine_partner: Int[np.ndarray, " latents"]
-    correlation: Float[np.ndarray, " latents"]
-    """NaN for a latent that was never active."""
-    correlation_partner: Int[np.ndarray, " latents"]
-    mmcs: float
-    pw_mcc: float | None
-    chance_mmcs: float
-    chance_pw_mcc: float | None
     n_alive: tuple[int, int]
-    """Latents active on these tokens, in the SAE and in the second seed."""
-    n_tokens: int
+    """Latents active on the held-out tokens, in the SAE and in the second seed."""
+    mmcs: LatentMean
+    chance_mmcs: LatentMean
+    pw_mcc: LatentMean | None
+    """None where either has more than 8,192 latents alive."""
+    chance_pw_mcc: LatentMean | None
 
 
-def best_partners(
-    ours: Float[Tensor, "F d"], theirs: Float[Tensor, "G d"]
-) -> tuple[Float[Tensor, " F"], Int[Tensor, " F"]]:
-    """The largest cosine of each of our rows with any of theirs, and whose; blocks of rows at a time."""
-    theirs = torch.nn.functional.normalize(theirs, dim=1)
-    best = [
-        (torch.nn.functional.normalize(rows, dim=1) @ theirs.T).max(dim=1) for rows in ours.split(_BLOCK_LATENTS)
-    ]
-    return torch.cat([each.values for each in best]), torch.cat([each.indices for each in best])
+@dataclass(frozen=True, kw_only=True)
+class SeedPartners:
+    """Each latent's best partners among those of the second seed that were active."""
+
+    cosine: Float[np.ndarray, " F"]
+    cosine_latent: Int[np.ndarray, " F"]
+    chance_cosine: float
+    """Mean over the latents alive of the same against the second seed's directions before training."""
+    correlation: Float[np.ndarray, " F"] | None
+    """NaN for a latent whose activation never varied; None where F x G numbers are too many."""
+    correlation_latent: Int[np.ndarray, " F"] | None
 
 
-def matched_cosine(ours: Float[Tensor, "F d"], theirs: Float[Tensor, "G d"]) -> float | None:
-    """Mean cosine over the one-to-one matching with the largest total; None when either has more than 8,192 rows or none."""
-    if not 0 < min(len(ours), len(theirs)) or max(len(ours), len(theirs)) > _LARGEST_MATCHED:
-        return None
-    from scipy.optimize import linear_sum_assignment  # half a second to import
+def fits_memory(n_ours: int, n_theirs: int) -> bool:
+    """Whether the correlations of so many latents are computed."""
+    return 4 * n_ours * n_theirs <= _MOST_BYTES
 
-    first, second = (torch.nn.functional.normalize(rows, dim=1) for rows in (ours, theirs))
-    cosines = (first @ second.T).cpu().numpy()
-    rows, columns = linear_sum_assignment(cosines, maximize=True)
-    return float(cosines[rows, columns].mean())
+
+def adds_pairs(active_ours: float, active_theirs: float, n_ours: int, n_theirs: int, kind: str) -> bool:
+    """Whether products are summed pair by pair of active latents, or as one dense product, on a `kind` of device."""
+    return kind == "cpu" and _PAIR_COST * active_ours * active_theirs < n_ours * n_theirs
 
 
 class CrossMoments:
     """Sums over tokens from which every correlation between two dictionaries' latents follows; filled batch by batch.
 
-    Holds F x G float32 numbers on the dictionaries' device: 85 MB at 4,608 latents, 1 GB at 16k.
+    Holds F x G float32 numbers on the dictionaries' device, where they fit: 85 MB at 4,608 latents, 1 GB at 16k.
     """
 
     def __init__(self, n_ours: int, n_theirs: int, device: torch.device | str = "cpu") -> None:
         self.n_tokens = 0
-        self._products = torch.zeros(n_ours, n_theirs, device=device)
-        self._ours, self._theirs = (torch.zeros(2, n, dtype=torch.float64, device=device) for n in (n_ours, n_theirs))
+        self._sizes, self._device = (n_ours, n_theirs), torch.device(device)
+        self._products = torch.zeros(n_ours, n_theirs, device=device) if fits_memory(n_ours, n_theirs) else None
+        self._sums = tuple(torch.zeros(2, n, dtype=torch.float64, device=device) for n in self._sizes)
 
-    def add(self, ours: Float[Tensor, "n F"], theirs: Float[Tensor, "n G"]) -> None:
-        """Count a batch of dense latents of the same tokens."""
-        if len(ours) != len(theirs):
-            raise MetricError(f"Latents of {len(ours)} and {len(theirs)} tokens cannot be correlated.")
-        self.n_tokens += len(ours)
-        self._products.addmm_(ours.T, theirs)
-        for sums, latents in ((self._ours, ours), (self._theirs, theirs)):
-            sums[0] += latents.sum(0, dtype=torch.float64)
-            sums[1] += latents.double().square().sum(0)
+    def add(self, ours: SparseLatents, theirs: SparseLatents) -> None:
+        """Count a batch: both dictionaries' latents of the same tokens."""
+        if len(ours.values) != len(theirs.values):
+            raise MetricError(f"Latents of {len(ours.values)} and {len(theirs.values)} tokens cannot be correlated.")
+        self.n_tokens += len(ours.values)
+        for sums, latents in zip(self._sums, (ours, theirs), strict=True):
+            places, values = latents.indices.flatten(), latents.values.flatten().double()
+            sums[0].index_add_(0, places, values)
+            sums[1].index_add_(0, places, values.square())
+        if self._products is None:
+            return
+        active = ours.values.shape[1], theirs.values.shape[1]
+        if adds_pairs(*active, *self._sizes, self._device.type):
+            n_rows = max(1, _PAIRS_AT_ONCE // max(1, active[0] * active[1]))
+            for a, b, x, y in zip(
+                *(part.split(n_rows) for part in (*ours[:1], *theirs[:1], *ours[1:], *theirs[1:])), strict=True
+            ):
+                places = a[:, :, None] * self._sizes[1] + b[:, None, :]
+                self._products.view(-1).index_add_(0, places.flatten(), (x[:, :, None] * y[:, None, :]).flatten())
+        else:
+            self._products.addmm_(_dense(ours, self._sizes[0]).T, _dense(theirs, self._sizes[1]))
 
     def alive(self) -> tuple[Bool[Tensor, " F"], Bool[Tensor, " G"]]:
         """Which latents of each were ever active."""
-        return self._ours[1] > 0, self._theirs[1] > 0
+        return self._sums[0][1] > 0, self._sums[1][1] > 0
 
-    def best(self) -> tuple[Float[Tensor, " F"], Int[Tensor, " F"]]:
+    def best(self) -> tuple[Float[Tensor, " F"], Int[Tensor, " F"]] | None:
         """The largest correlation of each of our latents with any of theirs, and with which; NaN where ours never varies."""
+        if self._products is None:
+            return None
         n = max(self.n_tokens, 1)
-        mean_ours, mean_theirs = self._ours[0] / n, self._theirs[0] / n
-        spread_ours = (self._ours[1] / n - mean_ours.square()).clamp_min(0).sqrt()
-        spread_theirs = (self._theirs[1] / n - mean_theirs.square()).clamp_min(0).sqrt()
+        means = [sums[0] / n for sums in self._sums]
+        spreads = [
+            (sums[1] / n - mean.square()).clamp_min(0).sqrt() for sums, mean in zip(self._sums, means, strict=True)
+        ]
         values, indices = [], []
         for start in range(0, len(self._products), _BLOCK_LATENTS):
             block = slice(start, start + _BLOCK_LATENTS)
-            covariance = self._products[block].double() / n - mean_ours[block, None] * mean_theirs
-            correlation = covariance / (spread_ours[block, None] * spread_theirs)
-            found = torch.nan_to_num(correlation, nan=-1.0).max(dim=1)
-            values.append(found.values.masked_fill(spread_ours[block] == 0, float("nan")))
+            covariance = self._products[block].double() / n - means[0][block, None] * means[1]
+            correlation = covariance / (spreads[0][block, None] * spreads[1])
+            found = torch.nan_to_num(correlation, nan=-1.0, posinf=-1.0, neginf=-1.0).max(dim=1)
+            values.append(found.values.masked_fill(spreads[0][block] == 0, float("nan")))
             indices.append(found.indices)
         return torch.cat(values), torch.cat(indices)
 
@@ -116,25 +166,61 @@ class CrossMoments:
 def seed_stability(
     W_dec: Float[Tensor, "F d"],
     second: Float[Tensor, "G d"],
-    untrained: Float[Tensor, "F d"],
-    moments: CrossMoments,
-) -> SeedStability:
-    """`moments`: of the two trained dictionaries on held-out tokens; `untrained`: the SAE's decoder before its first step."""
+    untrained: Float[Tensor, "G d"],
+    alive: tuple[Bool[Tensor, " F"], Bool[Tensor, " G"]],
+) -> SeedStability | None:
+    """What the two share; `untrained`: the second seed's directions before its first step. None when either is all dead."""
+    ours, theirs, drawn = W_dec[alive[0]], second[alive[1]], untrained[alive[1]]
+    if not len(ours) or not len(theirs):
+        return None
+    best, chance = (_nearest(ours, others)[0].cpu().numpy() for others in (theirs, drawn))
+    return SeedStability(
+        n_alive=(len(ours), len(theirs)),
+        mmcs=LatentMean.of(best),
+        chance_mmcs=LatentMean.of(chance),
+        pw_mcc=_matched(ours, theirs),
+        chance_pw_mcc=_matched(ours, drawn),
+    )
+
+
+@torch.no_grad()
+def seed_partners(
+    W_dec: Float[Tensor, "F d"], second: Float[Tensor, "G d"], untrained: Float[Tensor, "G d"], moments: CrossMoments
+) -> SeedPartners | None:
+    """Each latent's partners; `moments` of the two on held-out tokens, `untrained` as above. None when either is all dead."""
     alive, alive_second = moments.alive()
     if not alive.any() or not alive_second.any():
-        raise MetricError("No latent was active on these tokens, in the SAE or in its second seed: nothing can be matched.")
-    cosine, partner = best_partners(W_dec, second)
-    correlation, by_activation = moments.best()
-    chance, _ = best_partners(W_dec[alive], untrained)
-    return SeedStability(
+        return None
+    cosine, place = _nearest(W_dec, second[alive_second])
+    chance = _nearest(W_dec[alive], untrained[alive_second])[0]
+    correlations = moments.best()
+    return SeedPartners(
         cosine=cosine.cpu().numpy(),
-        cosine_partner=partner.cpu().numpy(),
-        correlation=correlation.float().cpu().numpy(),
-        correlation_partner=by_activation.cpu().numpy(),
-        mmcs=float(cosine[alive].mean()),
-        pw_mcc=matched_cosine(W_dec[alive], second[alive_second]),
-        chance_mmcs=float(chance.mean()),
-        chance_pw_mcc=matched_cosine(W_dec[alive], untrained[alive]),
-        n_alive=(int(alive.sum()), int(alive_second.sum())),
-        n_tokens=moments.n_tokens,
+        cosine_latent=alive_second.nonzero()[:, 0][place].int().cpu().numpy(),
+        chance_cosine=float(chance.double().mean()),
+        correlation=None if correlations is None else correlations[0].float().cpu().numpy(),
+        correlation_latent=None if correlations is None else correlations[1].int().cpu().numpy(),
     )
+
+
+def _nearest(ours: Float[Tensor, "F d"], theirs: Float[Tensor, "G d"]) -> tuple[Float[Tensor, " F"], Int[Tensor, " F"]]:
+    """The largest cosine of each of our rows with any of theirs, and whose; blocks of rows at a time."""
+    theirs = torch.nn.functional.normalize(theirs, dim=1)
+    best = [(torch.nn.functional.normalize(rows, dim=1) @ theirs.T).max(dim=1) for rows in ours.split(_BLOCK_LATENTS)]
+    return torch.cat([each.values for each in best]), torch.cat([each.indices for each in best])
+
+
+def _matched(ours: Float[Tensor, "F d"], theirs: Float[Tensor, "G d"]) -> LatentMean | None:
+    """Mean cosine over the one-to-one matching with the largest total; None when either has too many rows."""
+    if max(len(ours), len(theirs)) > _LARGEST_MATCHED:
+        return None
+    from scipy.optimize import linear_sum_assignment  # half a second to import
+
+    first, second = (torch.nn.functional.normalize(rows, dim=1) for rows in (ours, theirs))
+    cosines = (first @ second.T).cpu().numpy()
+    return LatentMean.of(cosines[linear_sum_assignment(cosines, maximize=True)])
+
+
+def _dense(latents: SparseLatents, n_latents: int) -> Float[Tensor, "n F"]:
+    values = latents.values
+    return values.new_zeros(len(values), n_latents).scatter_add_(1, latents.indices, values)

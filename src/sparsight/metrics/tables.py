@@ -1,16 +1,17 @@
 """An EvalReport for people: plain text for a terminal, and Markdown.
 
 Both are made from the same sections, so they never differ in a number. Each number stands with its 95 % interval over
-documents in brackets, each table says on how many tokens and documents it was measured, and each verdict is a
-sentence that says where the SAE beats a baseline, where it does not, and where no difference was found.
+documents in brackets, each table says on how many tokens and documents it was measured, and each verdict
+stands in a sentence that says which controls the SAE beats, which it does not, and with which it ties.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from sparsight.metrics.intervals import Estimate
-from sparsight.metrics.report import EvalReport, MethodReport, Verdict
+from sparsight.metrics.report import EvalReport, MethodReport
 from sparsight.metrics.sparsity import DensityHistogram
+from sparsight.metrics.stability import LatentMean
 
 __all__ = ["report_markdown", "report_text"]
 
@@ -24,7 +25,9 @@ HEADINGS = {
     "recovered_zero": "recovered (zero)",
     "recovered_mean": "recovered (mean)",
 }
-WHAT = {"fvu": "fraction of variance unexplained", "ce": "cross-entropy", "kl": "KL divergence"}
+WHAT = {"fvu": "By fraction of variance unexplained", "ce": "By cross-entropy", "kl": "By KL divergence"}
+SAID = {"better": "beats {}", "worse": "does NOT beat {} (it is worse)", "tie": "does NOT beat {} (a tie)"}
+OUTCOMES = {"better": "better", "worse": "WORSE", "tie": "tie"}  # what the SAE is
 RECONSTRUCTION = ("fvu", "cosine", "l0", "dead_share")
 DOWNSTREAM = ("ce", "kl", "recovered_zero", "recovered_mean")
 BAR_WIDTH = 40
@@ -79,32 +82,77 @@ def _title(report: EvalReport) -> str:
 
 
 def _verdict_lines(report: EvalReport) -> list[str]:
+    """Which controls the SAE does not beat, then a sentence a metric: which it beats, which it does not, which tie."""
+    if not report.verdicts:
+        return ["No verdict: the SAE was measured without a control to beat."]
     labels = {method.name: method.label for method in report.methods}
-    return [_sentence(verdict, labels[verdict.baseline]) for verdict in report.verdicts] or [
-        "No verdict: the SAE was measured without a baseline."
+    unbeaten = [
+        f"{labels[verdict.baseline]} by {HEADINGS[verdict.metric]} ({OUTCOMES[verdict.outcome]})"
+        for verdict in report.verdicts
+        if verdict.outcome != "better"
     ]
+    lines = [f"Controls that the SAE does NOT beat: {', '.join(unbeaten) or 'none'}."]
+    for metric in dict.fromkeys(verdict.metric for verdict in report.verdicts):
+        by_outcome: dict[str, list[str]] = {"better": [], "worse": [], "tie": []}
+        for verdict in report.verdicts:
+            if verdict.metric == metric:
+                by_outcome[verdict.outcome].append(labels[verdict.baseline])
+        said = [SAID[outcome].format(_listed(names)) for outcome, names in by_outcome.items() if names]
+        lines.append(f"{WHAT[metric]} ({HEADINGS[metric]}) the SAE {'; '.join(said)}.")
+    return lines
 
 
-def _sentence(verdict: Verdict, label: str) -> str:
-    said = {
-        "better": f"The SAE beats {label}",
-        "worse": f"The SAE does NOT beat {label}; it is worse",
-        "tie": f"Tie between the SAE and {label}; no difference found",
-    }[verdict.outcome]
-    difference, noise = verdict.difference, verdict.seed_difference
-    beside = "" if noise is None else f"; a second seed's minus the SAE's = {_number(noise, True)}"
-    return (
-        f"{said}, by {WHAT[verdict.metric]}: {HEADINGS[verdict.metric]} of {label} minus the SAE's = "
-        f"{_cell(difference, signed=True)}{beside}, n = {difference.n_tokens:,} tokens of {difference.n_documents:,} documents."
+def _listed(names: Sequence[str]) -> str:
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
+
+
+def _verdict_table(report: EvalReport) -> Table:
+    labels = {method.name: method.label for method in report.methods}
+    rows = [
+        [
+            HEADINGS[verdict.metric],
+            labels[verdict.baseline],
+            OUTCOMES[verdict.outcome],
+            _cell(verdict.difference, signed=True),
+            "" if verdict.seed_difference is None else _number(verdict.seed_difference, True),
+            f"{verdict.difference.n_tokens:,} / {verdict.difference.n_documents:,}",
+        ]
+        for verdict in report.verdicts
+    ]
+    caption = (
+        "Positive favours the SAE. A tie: the 95 % interval (documents resampled in pairs) holds zero, or a second seed differs "
+        "by as much."
     )
+    header = ["by", "control", "the SAE is", "control - SAE", "second seed - SAE", "tokens / documents"]
+    return Table("The SAE against its controls", caption, header, rows)
+
+
+def _stability_table(report: EvalReport) -> Table:
+    found = report.stability
+    if found is None:
+        return Table("", "", [], [])
+    ours, theirs = found.n_alive
+    caption = (
+        f"Over the latents active on these tokens, {ours:,} here and {theirs:,} there. Chance: the second seed's directions before "
+        "training; [95 % interval, over latents]"
+    )
+    rows = [
+        [name, _cell(mean) or "too many latents", _cell(chance), f"{mean.n_latents:,}" if mean else ""]
+        for name, mean, chance in (
+            ("nearest direction of each latent (MMCS)", found.mmcs, found.chance_mmcs),
+            ("matched one to one (PW-MCC)", found.pw_mcc, found.chance_pw_mcc),
+        )
+    ]
+    return Table("Found again by a second seed", caption, ["mean cosine", "second seed", "chance", "n"], rows)
 
 
 def _tables(report: EvalReport) -> list[Table]:
     tables = [
+        _verdict_table(report),
         _table("Reconstruction of held-out activations", report.methods, RECONSTRUCTION),
         _table("In place in the language model (nats per token)", report.methods, DOWNSTREAM),
     ]
-    tables += [_class_table(report, metric) for metric in ("fvu", "ce", "kl")]
+    tables += [_stability_table(report), *(_class_table(report, metric) for metric in ("fvu", "ce", "kl"))]
     return [table for table in tables if table.rows]
 
 
@@ -117,11 +165,10 @@ def _table(title: str, methods: Sequence[MethodReport], metrics: Sequence[str]) 
 
 def _class_table(report: EvalReport, metric: str) -> Table:
     methods = [m for m in report.methods if any(metric in by_metric for by_metric in m.by_class.values())]
-    rows = []
-    for name in methods[0].by_class if methods else ():
-        cells = [method.by_class[name].get(metric) for method in methods]
-        rows.append([name, f"{cells[0].n_tokens:,}" if cells[0] else "", *(_cell(cell) for cell in cells)])
-    header = ["token class", "n", *(method.label for method in methods)]
+    classes = list(methods[0].by_class) if methods else []
+    measured = {name: methods[0].by_class[name].get(metric) for name in classes}
+    header = ["", *(f"{name} (n = {each.n_tokens:,})" if each else name for name, each in measured.items())]
+    rows = [[method.label, *(_cell(method.by_class[name].get(metric)) for name in classes)] for method in methods]
     caption = "Classes by the token at the position: first 4 of a document, then by frequency in the train split."
     return Table(f"{HEADINGS[metric]} by class of token", caption, header, rows)
 
@@ -146,7 +193,7 @@ def _n_latents(density: DensityHistogram | None) -> int:
     return 0 if density is None else density.n_dead + sum(density.n_latents)
 
 
-def _cell(estimate: Estimate | None, *, signed: bool = False) -> str:
+def _cell(estimate: Estimate | LatentMean | None, *, signed: bool = False) -> str:
     if estimate is None:
         return ""
     if estimate.value is None:
@@ -174,7 +221,8 @@ def _pipes(cells: Sequence[str]) -> str:
 
 
 def _density_lines(report: EvalReport) -> list[str]:
-    shown = [(method.label, method.density) for method in report.methods if method.density is not None]
+    """The SAE's alone: those of its controls are in evaluation.json."""
+    shown = [(method.label, method.density) for method in report.methods[:1] if method.density is not None]
     lines = []
     for label, density in shown:
         lines += [f"Density of latents, {label} (share of {density.n_tokens:,} tokens on which each is active)"]

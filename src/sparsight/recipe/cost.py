@@ -27,15 +27,20 @@
                   relu at a twentieth of F, where it turns sparse; 20 an element of [n, d]: centred, d_x_hat, the
                   residual in float32, three more for metrics
     one forward   a token: residual, norm, queries, output (4 d), hook points, three of the widest inner activation
-    evaluate      the whole model; three sets of logits and float32 logits of 128 rows four times; two float32 SAEs;
-                  three [n, F]; four d x d in float64 for PCA. Four forwards a downstream token, and one for each dictionary.
+    controls      a second seed and a frozen decoder are SAEs like those of the recipe, in time, memory and on disk
+    evaluate      the whole model; three sets of logits and float32 logits of 128 rows four times; the SAE and its
+                  dictionaries in float32; three [n, F]; four d x d in float64 for PCA. A downstream token: a forward of the
+                  untouched model, one for each of two ablations, PCA, the SAE and each other dictionary
+    index         a second seed: its encoder as well; 4 F^2 bytes of products, each active pair of a token 64 bytes moved, or
+                  2 F^2 FLOPs a token where pairs are many (metrics/stability.py)
     store         a token: sum over hook points of d * bytes, 20 bytes of ids, 4 of text
     checkpoint    12 bytes a parameter, two of them for the moment between writing one and removing the last
     features      12 bytes an activation, twice while they are sorted; where no k says how many there are, nobody knows
                   before training, and a tenth of the latents are taken to fire
 
 The cut model is taken to be gone when the whole one is loaded. On a CPU, device memory is the host's. Left out: fetching and
-loading weights, tokenising, self-checks, PCA's eigenvectors (a minute at d = 4096 on a CPU), AuxK on a CPU, the two columns for
+loading weights, tokenising, self-checks, PCA's eigenvectors (a minute at d = 4096 on a CPU), matching two seeds one to one (twice 5 s
+for 4,608 latents), AuxK on a CPU, the two columns for
 the bias and their padding in a fused encoder.
 """
 
@@ -43,6 +48,7 @@ from dataclasses import dataclass, field
 
 from sparsight.lm import ModelConfig
 from sparsight.lm.geometry import ModelGeometry
+from sparsight.metrics.stability import adds_pairs, fits_memory
 from sparsight.recipe.schema import Recipe
 from sparsight.sae import SAEConfig
 from sparsight.sae.dense import DenseStep
@@ -53,7 +59,8 @@ __all__ = ["Cost", "SAECost", "Work", "recipe_cost"]
 DTYPE_BYTES = {"bfloat16": 2, "float16": 2, "float32": 4, "int8": 1}
 _PADDING = 1.03
 _ID_BYTES, _TEXT_BYTES, _SCALE_BYTES = 20, 4, 4
-_FORWARDS_EVALUATED = 4  # clean, zero, mean, PCA
+_FORWARDS_BESIDE = 3  # clean, zero, mean
+_PAIR_BYTES = 64  # a product is added to a line of memory that no cache holds
 _UNKNOWN_L0_SHARE = 0.1
 _PROGRAM_BYTES = 1e9  # Python, torch and Transformers in memory: 0.6-0.9 GB seen
 
@@ -137,7 +144,7 @@ def recipe_cost(recipe: Recipe, geometry: ModelGeometry, kind: str) -> Cost:
     return Cost(
         saes=saes,
         forward_flops=geometry.forward_flops(recipe.text.context_tokens),
-        work=_work(recipe, geometry, saes),
+        work=_work(recipe, geometry, saes, kind),
         disk=_disk(recipe, geometry, saes),
         device=_device_memory(recipe, geometry, saes, kind),
         host=_host_memory(recipe, geometry) if kind == "cuda" else {},
@@ -217,7 +224,7 @@ def _fused_scratch(sae: SAEConfig, n: int, d_in: int, d_out: int, parameters: in
     return n * (2.0 * buffers * sae.n_latents + 22.0 * entries + 20.0 * max(d_in, d_out)) + 2.0 * parameters
 
 
-def _work(recipe: Recipe, geometry: ModelGeometry, saes: tuple[SAECost, ...]) -> dict[str, Work]:
+def _work(recipe: Recipe, geometry: ModelGeometry, saes: tuple[SAECost, ...], kind: str) -> dict[str, Work]:
     text, capture, train, evaluate = recipe.text, recipe.activations, recipe.train, recipe.evaluate
     n_train, heldout = capture.n_tokens, capture.heldout_tokens
     forward = geometry.forward_flops(text.context_tokens) * _PADDING
@@ -235,17 +242,36 @@ def _work(recipe: Recipe, geometry: ModelGeometry, saes: tuple[SAECost, ...]) ->
     whole = geometry.forward_flops(text.context_tokens, whole=True)
     measured = min(evaluate.heldout_tokens or heldout, heldout)
     indexed = min(recipe.index.heldout_tokens or heldout, heldout)
-    n_measured = 1 + sum(name != "pca" for name in recipe.controls)
+    n_dictionaries, with_pca = _n_dictionaries(recipe), "pca" in recipe.controls
     for cost, sae in zip(saes, recipe.sae, strict=False):  # the controls behind them are measured with theirs
         d_in, d_out = _sae_widths(sae, geometry)
         downstream = min(evaluate.downstream_tokens, heldout)
-        evaluation.compute("forward", model, (_FORWARDS_EVALUATED + n_measured) * downstream * whole)
+        evaluation.compute("forward", model, (_FORWARDS_BESIDE + with_pca + n_dictionaries) * downstream * whole)
         fit = min(evaluate.pca_fit_tokens, n_train if capture.mode == "store" else 0)
         per_fitted = 2 * d_in * d_out + cost.flops_inference / 2
-        evaluation.compute("forward", "float32", n_measured * measured * cost.flops_inference + fit * per_fitted)
+        encoded = n_dictionaries * measured * cost.flops_inference
+        evaluation.compute("forward", "float32", encoded + fit * per_fitted * with_pca)
         logits = 2.0 * sae.n_latents * d_out * geometry.vocab_size
         index.compute("forward", "float32", 2.0 * indexed * d_in * sae.n_latents + logits)
+        if "seed" in recipe.controls:
+            _compare_seeds(index, cost, sae, indexed, d_in, kind)
     return {"collect": collection, "train": training, "evaluate": evaluation, "index": index}
+
+
+def _compare_seeds(index: Work, cost: SAECost, sae: SAEConfig, n_tokens: int, d_in: int, kind: str) -> None:
+    """Encoding by the second seed, and the products of its latents with the SAE's."""
+    index.compute("forward", "float32", 2.0 * n_tokens * d_in * sae.n_latents)
+    if not fits_memory(sae.n_latents, sae.n_latents):
+        return
+    if adds_pairs(cost.l0, cost.l0, sae.n_latents, sae.n_latents, kind):
+        index.bytes_moved += n_tokens * cost.l0**2 * _PAIR_BYTES
+    else:
+        index.compute("forward", "float32", 2.0 * n_tokens * sae.n_latents**2)
+
+
+def _n_dictionaries(recipe: Recipe) -> int:
+    """The SAE and its controls, PCA apart."""
+    return 1 + sum(name != "pca" for name in recipe.controls)
 
 
 def _token_bytes(recipe: Recipe, geometry: ModelGeometry) -> float:
@@ -316,20 +342,22 @@ def _inspection_memory(recipe: Recipe, geometry: ModelGeometry) -> Stages:
     d_in, d_out = _sae_widths(widest, geometry)
     weights = 4.0 * widest.n_latents * (d_in + d_out)
     latents = 4.0 * widest.n_latents
+    compared = "seed" in recipe.controls
     return {
         "evaluate": {
             "whole model": whole,
             "one forward": forward,
             "logits": float(logits if evaluate.downstream_tokens else 0),
-            "SAE and controls": (1 + len(recipe.controls)) * weights,
+            "SAE and controls": _n_dictionaries(recipe) * weights,
             "latents": 3 * evaluate.batch_tokens * latents,
             "PCA": 4 * 8.0 * max(d_in, d_out) ** 2,
         },
         "index": {
             "whole model": whole,
             "logit weights": 3 * 128.0 * vocabulary * 4,
-            "SAE": weights,
-            "latents": 3 * recipe.index.batch_tokens * latents,
+            "SAE": weights * (1 + compared),
+            "latents": (3 + compared) * recipe.index.batch_tokens * latents,
+            "seed partners": 4.0 * widest.n_latents**2 * (compared and fits_memory(widest.n_latents, widest.n_latents)),
         },
     }
 

@@ -1,9 +1,11 @@
 """Economies: changes that make a recipe cheaper in memory or disk, as the `section.key=value` that --set takes.
 
 They come in families, a family a list from mild to harsh, and what alters the study least comes first: dtypes and
-buffer sizes leave the results as they are or nearly so, fewer tokens and smaller dictionaries make it another study.
+buffer sizes leave the results as they are or nearly so, fewer controls leave less to hold them against, fewer tokens and
+smaller dictionaries make it another study.
 """
 
+import json
 from collections.abc import Iterator
 
 from sparsight.recipe.schema import Recipe
@@ -38,6 +40,9 @@ def economies(recipe: Recipe, *, fitting_tokens: int = 0) -> Iterator[list[Chang
         if fitting_tokens:
             yield [(f"activations.n_tokens={fitting_tokens}",)]
     yield _halvings("activations.heldout_tokens", capture.heldout_tokens, _LEAST_HELDOUT)
+    if dropped := [name for name in ("frozen-decoder", "seed") if name in recipe.controls]:
+        kept = [[each for each in recipe.controls if each not in dropped[: n + 1]] for n in range(len(dropped))]
+        yield [(f"controls={json.dumps(names)}",) for names in kept]
     yield _halvings("train.batch_tokens", recipe.train.batch_tokens, _LEAST_STEP)
     for sae in sorted(recipe.sae, key=lambda each: -each.n_latents):
         yield _halvings(f"sae.{sae.id}.n_latents", sae.n_latents, _LEAST_LATENTS)

@@ -5,14 +5,17 @@
     controls = ["seed", "frozen-decoder", "random", "pca"]
     [model] [text] [activations] [train] [[sae]] ... [evaluate] [index]
 
-Controls stand beside every SAE in every number. Two of them are SAEs of their own, trained from the same pass: `seed` is the same
-configuration from another seed, so that what differs between the two is chance; `frozen-decoder` keeps its random directions, so that what it
-explains needs no learned dictionary. `random` is the SAE before its first step, `pca` linear components at equal L0; neither is trained.
+Controls stand beside every SAE in its evaluation. Two of them are SAEs of their own, trained from the same pass: `seed` is
+the same configuration from another seed, so that what differs between the two is chance; `frozen-decoder` keeps its random
+directions, so that what it explains needs no learned dictionary. `random` is the SAE before its first step, `pca` linear
+components at equal L0; neither is trained.
 
 A value stands in one place: what a room needs is in the room's own dataclass (`lm.ModelConfig`, `sae.SAEConfig`, ...), with its unit.
 """
 
+import difflib
 from dataclasses import dataclass, replace
+from typing import Any
 
 from sparsight.activations import CaptureConfig
 from sparsight.errors import RecipeError
@@ -68,7 +71,8 @@ class Recipe:
     activations: CaptureConfig
     train: TrainConfig = TrainConfig()
     controls: tuple[str, ...] = CONTROLS
-    """What stands beside each SAE: seed | frozen-decoder | random | pca."""
+    """What stands beside each SAE: seed | frozen-decoder | random | pca; [] for none. The first two are trained as well, at an
+    SAE's cost each."""
     sae: tuple[SAEConfig, ...]
     evaluate: EvaluateConfig = EvaluateConfig()
     index: IndexConfig = IndexConfig()
@@ -92,12 +96,25 @@ class Recipe:
                 f'train.epochs = {self.train.epochs} needs activations.mode = "store": a live stream passes once.'
             )
         object.__setattr__(self, "sae", tuple(self._with_hook_points(sae) for sae in self.sae))
-        for name in self.controls:
-            if name not in CONTROLS:
-                raise RecipeError(f"controls names {name!r}; there are {', '.join(CONTROLS)}.")
-        ids = [sae.id for sae in self.trained]
+        self._check_controls()
+        ids = [sae.id for sae in self.sae]
         if len(set(ids)) < len(ids):
             raise RecipeError(f"Two [[sae]] sections share an id: {', '.join(ids)}.")
+        for sae in self.sae:
+            for name, control in self.trained_controls(sae).items():
+                if control.id in ids:
+                    raise RecipeError(
+                        f"SAE {control.id} has the name of {sae.id}'s control {name!r}; call it otherwise."
+                    )
+
+    def _check_controls(self) -> None:
+        for name in self.controls:
+            if name not in CONTROLS:
+                near = difflib.get_close_matches(name.lower(), CONTROLS, n=1, cutoff=0.5)
+                hint = f" Did you mean {near[0]!r}?" if near else ""
+                raise RecipeError(f"controls names {name!r}; there are {', '.join(CONTROLS)}.{hint}")
+        if len(set(self.controls)) < len(self.controls):
+            raise RecipeError(f"controls names one twice: {', '.join(self.controls)}.")
 
     @property
     def trained(self) -> tuple[SAEConfig, ...]:
@@ -105,8 +122,10 @@ class Recipe:
         return self.sae + tuple(control for sae in self.sae for control in self.trained_controls(sae).values())
 
     def trained_controls(self, sae: SAEConfig) -> dict[str, SAEConfig]:
-        """Control -> the SAE that is trained for it beside `sae`, in ID.CONTROL."""
-        changes = {"seed": {"seed": sae.seed + _SEED_STEP}, "frozen-decoder": {"freeze_decoder": True}}
+        """Control -> the SAE that is trained for it beside `sae`, in ID.CONTROL. One frozen already needs no frozen one."""
+        changes: dict[str, dict[str, Any]] = {"seed": {"seed": sae.seed + _SEED_STEP}}
+        if not sae.freeze_decoder:
+            changes["frozen-decoder"] = {"freeze_decoder": True}
         return {name: replace(sae, id=f"{sae.id}.{name}", **changes[name]) for name in self.controls if name in changes}
 
     def _with_hook_points(self, sae: SAEConfig) -> SAEConfig:

@@ -2,15 +2,17 @@
 
 This is the definition; `fused` and `dense` compute the same faster for some of it, and are tested against it.
 
-A step: divide by the scale, take the objective's gradient, remove the part of the decoder's gradient along its own rows
-(it would only be undone), Adam, put the rows back to norm 1 (both not for relu).
+A step: divide by the scale, take the objective's gradient, shorten it to max_gradient_norm, remove the part of the
+decoder's gradient along its own rows (it would only be undone), Adam, put the rows back to norm 1 (both not for relu).
 Trade-off: nothing is fused, so most of its time goes into passes over memory between the products.
 """
 
+import math
 from collections.abc import Mapping
 
 import torch
 from torch import Tensor
+from torch.nn.utils import get_total_norm
 
 from sparsight.sae.config import SAEConfig
 from sparsight.sae.losses import Losses, LossInput, training_losses
@@ -72,6 +74,10 @@ class AutogradStep(HostStep):
         keeps_norm = self.cfg.unit_norm_decoder and not self.cfg.freeze_decoder
         if self.cfg.freeze_decoder:
             W_dec.grad = None
+        if self.cfg.gradient_limit < math.inf:
+            gradients = [weight.grad for weight in self.weights.values() if weight.grad is not None]
+            longest = self.cfg.gradient_limit / W_dec.shape[1]
+            torch._foreach_mul_(gradients, (longest / get_total_norm(gradients)).clamp(max=1.0))
         if keeps_norm:
             assert W_dec.grad is not None
             W_dec.grad.addcmul_(W_dec, torch.linalg.vecdot(W_dec.grad, W_dec).unsqueeze(1), value=-1)

@@ -10,6 +10,7 @@ spelt out by `sparsight.sae.founding_config`.
 """
 
 import difflib
+import math
 import re
 from dataclasses import dataclass
 
@@ -38,7 +39,15 @@ _POSITIVE = (
     "adam_eps",
 )
 _WHOLE = ("n_latents", "k", "k_aux", "dead_after_tokens", "warmup_steps", "seed")
-_NON_NEGATIVE = ("l1_coefficient", "l0_coefficient", "auxk_coefficient", "k_aux", "warmup_steps", "seed")
+_NON_NEGATIVE = (
+    "l1_coefficient",
+    "l0_coefficient",
+    "auxk_coefficient",
+    "k_aux",
+    "warmup_steps",
+    "max_gradient_norm",
+    "seed",
+)
 _SHARES = ("sparsity_warmup_fraction", "decay_fraction")
 
 
@@ -134,6 +143,11 @@ class SAEConfig:
     adam_eps: float = 6.25e-10
     """Adam's floor under the gradient's size (Gao 2024): a mean over all elements makes rare gradients small."""
 
+    max_gradient_norm: float = 0.0
+    """A longer gradient, of all weights together, is shortened to this before Adam. Its unit is that of a loss summed over
+    dimensions, d_out times ours, as in Anthropic's April 2024 update; 0: their 1 for relu, no limit for the others. Adam's
+    squares remember the long gradients of the first steps for a thousand steps; see docs/decisions.md."""
+
     precision: str = "bfloat16"
     """Compute type of the matrix products: bfloat16 | float32. Weights, Adam, sums and losses are float32 always."""
 
@@ -195,6 +209,11 @@ class SAEConfig:
             return (0.5 if self.selects_k else 0.9), 0.999
         beta1, beta2 = self.adam_betas
         return beta1, beta2
+
+    @property
+    def gradient_limit(self) -> float:
+        """`max_gradient_norm`, or what stands for it when 0."""
+        return self.max_gradient_norm or (1.0 if self.architecture == "relu" else math.inf)
 
     def aux_latents(self, d_in: int) -> int:
         """Dead latents used per token by AuxK for inputs of width d_in."""

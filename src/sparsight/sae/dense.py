@@ -16,6 +16,7 @@ Trade-offs: W_enc lies transposed in memory (a row per latent), and bfloat16 cop
 float32 ones, 2 bytes more per weight instead of a conversion each step.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -23,6 +24,7 @@ from typing import Any
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+from torch.nn.utils import get_total_norm
 
 from sparsight.errors import SAEError
 from sparsight.sae.config import SAEConfig
@@ -209,17 +211,29 @@ class DenseStep:
 
     def _update(self, done: _Pass, planned: Tensor) -> None:
         options: dict[str, Any] = {"betas": self.cfg.betas, "eps": self.cfg.adam_eps}
+        rates = torch.cat((planned[:2], self._shortening(done)))
         for name in ("b_enc", "b_dec"):
-            W, g, (mean, square) = self._weights[name], done.gradients[name], self._moments[name]
+            W, g, (mean, square) = self._weights[name], done.gradients[name] * rates[2], self._moments[name]
             mean.mul_(options["betas"][0]).add_(g, alpha=1 - options["betas"][0])
             square.mul_(options["betas"][1]).addcmul_(g, g, value=1 - options["betas"][1])
-            W.sub_(planned[0] * mean / (square.sqrt() * planned[1] + options["eps"]))
+            W.sub_(rates[0] * mean / (square.sqrt() * rates[1] + options["eps"]))
         for name in ("W_enc",) if self.cfg.freeze_decoder else ("W_enc", "W_dec"):
             extra: dict[str, Any] = {"shadow": self._shadows.get(name)}
             if name == "W_dec":
                 extra |= {"unit_norm": self.cfg.unit_norm_decoder, "pull": done.pull, "norms": self._norms}
             state = (self._weights[name], done.gradients[name], *self._moments[name])
-            self.ops.update_rows_(*state, planned[:2], **options, **extra)
+            self.ops.update_rows_(*state, rates, **options, **extra)
+
+    def _shortening(self, done: _Pass) -> Float[Tensor, " 1"]:
+        """What all gradients are multiplied by, so that together they are no longer than max_gradient_norm."""
+        if self.cfg.gradient_limit == math.inf:
+            return torch.ones(1, device=self.device)
+        if done.pull is not None:
+            done.gradients["W_dec"].addcmul_(done.pull.unsqueeze(1), self._weights["W_dec"])
+            done.pull = None
+        counted = [g for name, g in done.gradients.items() if name != "W_dec" or not self.cfg.freeze_decoder]
+        norm = get_total_norm(counted)
+        return (self.cfg.gradient_limit / done.e.shape[1] / norm).clamp(max=1.0).reshape(1)
 
     def _count(self, done: _Pass, n_tokens: int, planned: Tensor) -> None:
         self._measured["tokens_since_fired"].add_(n_tokens).masked_fill_(done.fired > 0, 0)

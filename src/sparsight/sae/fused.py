@@ -15,9 +15,11 @@ resumed run takes the same way.
 Trade-off: gradients are rounded to bfloat16 once, as the autograd form's products round them.
 """
 
+import math
 from collections.abc import Mapping
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
@@ -78,7 +80,6 @@ class FusedStep(HostStep):
     @torch.no_grad()
     def _take(self, x: Tensor, target: Tensor, *, lr: float, sparsity_weight: float) -> Losses:
         measured = self.measured
-        adam = cpu.AdamStep(lr=lr, betas=self.cfg.betas, eps=self.cfg.adam_eps, steps_done=self.steps_done)
         weights, space = {name: weight.detach() for name, weight in self.weights.items()}, self._space
         centre = measured["input_mean"] if self.cfg.is_transcoder else weights["b_dec"]
         given = cpu.Rows.of(x, float(measured["input_scale"]))
@@ -100,7 +101,8 @@ class FusedStep(HostStep):
         aux = self._revive(pre, centred, slopes, dead) if revive else None
         losses = self._losses(slopes, target.numel(), l1, weight, aux, threshold)
         pulled = l1 is not None and self.cfg.l1_penalty == "decoder-norm"
-        self._update(slopes, weight / target.numel() if pulled else 0.0, adam)
+        pull = slopes.latent_sums * (weight / target.numel()) if pulled else None
+        self._update(slopes, pull, lr)
         return losses
 
     def _select(self, pre: Tensor, running: float) -> tuple[cpu.Active | None, float | None]:
@@ -172,26 +174,44 @@ class FusedStep(HostStep):
         slopes.b_enc[columns] += d_pre.sum(0, dtype=torch.float32)
         return loss.detach()
 
-    def _update(self, slopes: _Slopes, pull: float, adam: cpu.AdamStep) -> None:
-        b_enc, b_dec = self.weights["b_enc"].detach(), self.weights["b_dec"].detach()
+    def _update(self, slopes: _Slopes, pull: Tensor | None, lr: float) -> None:
+        W_dec, b_enc, b_dec = (self.weights[name].detach() for name in ("W_dec", "b_enc", "b_dec"))
         through_centre = None if self.cfg.is_transcoder else slopes.b_enc
+        adam = cpu.AdamStep(
+            lr=lr,
+            betas=self.cfg.betas,
+            eps=self.cfg.adam_eps,
+            steps_done=self.steps_done,
+            factor=self._shortening(slopes, pull, through_centre),
+        )
         W_enc_b = cpu.update_rows(
             slopes.W_enc, self._W_enc, self._both("W_enc"), self._copies["W_enc"], adam, coefficients=through_centre
         )
         if not self.cfg.freeze_decoder:
             cpu.update_rows(
                 slopes.W_dec,
-                self.weights["W_dec"].detach(),
+                W_dec,
                 self._both("W_dec"),
                 self._copies["W_dec"],
                 adam,
                 unit_norm=self.cfg.unit_norm_decoder,
-                pull=slopes.latent_sums * pull if pull else None,
+                pull=pull,
             )
         cpu.update_vector(slopes.b_enc, b_enc, self._both("b_enc"), adam)
         cpu.copy_bias(self._copies["W_enc"], b_enc, self._W_enc.shape[1])
-        d_b_dec = slopes.decoded.d_bias
-        cpu.update_vector(d_b_dec if W_enc_b is None else d_b_dec - W_enc_b, b_dec, self._both("b_dec"), adam)
+        cpu.update_vector(_d_b_dec(slopes, W_enc_b), b_dec, self._both("b_dec"), adam)
+
+    def _shortening(self, slopes: _Slopes, pull: Tensor | None, through_centre: Tensor | None) -> float:
+        """What all gradients are multiplied by, so that together they are no longer than the limit."""
+        if self.cfg.gradient_limit == math.inf:
+            return 1.0
+        W_dec = self.weights["W_dec"].detach()
+        squares, W_enc_b = cpu.gradient_squares(slopes.W_enc, self._W_enc, coefficients=through_centre)
+        if not self.cfg.freeze_decoder:
+            squares += cpu.gradient_squares(slopes.W_dec, W_dec, pull=pull)[0]
+        for bias in (slopes.b_enc, _d_b_dec(slopes, W_enc_b)):
+            squares += float(np.square(bias.numpy(), dtype=np.float64).sum())  # torch's sum would depend on the threads
+        return min(1.0, self.cfg.gradient_limit / (W_dec.shape[1] * squares**0.5))
 
     def _losses(
         self,
@@ -224,3 +244,7 @@ class FusedStep(HostStep):
     def _both(self, name: str) -> tuple[Tensor, Tensor]:
         pair = self.moments[name]
         return tuple(pair[key].T if name == "W_enc" else pair[key] for key in ("exp_avg", "exp_avg_sq"))  # pyright: ignore[reportReturnType]
+
+
+def _d_b_dec(slopes: _Slopes, W_enc_b: Tensor | None) -> Tensor:
+    return slopes.decoded.d_bias if W_enc_b is None else slopes.decoded.d_bias - W_enc_b

@@ -9,6 +9,7 @@ trained SAE's. topk has its k; relu and gated fire as often as their initial wei
 from collections.abc import Mapping
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from sparsight.errors import FormatError
@@ -16,7 +17,7 @@ from sparsight.sae.autoencoder import SparseAutoencoder
 from sparsight.sae.folding import fold, untrained_threshold
 from sparsight.sae.initial import initial_weights
 
-__all__ = ["untrained_sae"]
+__all__ = ["untrained_directions", "untrained_sae"]
 
 
 @torch.no_grad()
@@ -41,3 +42,8 @@ def untrained_sae(trained: SparseAutoencoder, initial: Mapping[str, Tensor]) -> 
         open_sae = SparseAutoencoder(cfg, fold(cfg, weights, initial, threshold))
         threshold += untrained_threshold(open_sae.encode(initial["sample"]), l0) / initial["target_scale"]
     return SparseAutoencoder(cfg, fold(cfg, weights, initial, threshold)).to(trained.W_enc.device)
+
+
+def untrained_directions(sae: SparseAutoencoder) -> Float[Tensor, "F d_out"]:
+    """The decoder's rows as `sae`'s seed draws them, which nothing in the data has shaped."""
+    return initial_weights(sae.cfg, sae.d_in, sae.d_out)["W_dec"].to(sae.W_dec.device)

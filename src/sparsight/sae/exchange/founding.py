@@ -43,6 +43,7 @@ def founding_config(id: str, n_latents: int, *, hook_point: str = "", seed: int 
         decay_fraction=0.0,
         adam_betas=(0.9, 0.999),
         adam_eps=1e-8,
+        max_gradient_norm=1e9,
         precision="float32",
         seed=seed,
     )

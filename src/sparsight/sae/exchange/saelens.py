@@ -1,7 +1,8 @@
 """The folder of a finished SAE, ours as well: SAELens' own layout, so that `sae_lens.SAE.load_from_disk(folder)` opens it.
 
     cfg.json                 architecture, d_in, d_sae, dtype, device, apply_b_dec_to_input, normalize_activations
-                             "none", reshape_activations "none"; topk adds k, a transcoder d_out;
+                             "none", reshape_activations "none"; topk adds k and
+                             rescale_acts_by_decoder_norm, a transcoder d_out;
                              metadata {sae_lens_version, hook_name, ..., sparsight: {"config": SAEConfig}}
     sae_weights.safetensors  float32 W_enc [d_in, d_sae], W_dec [d_sae, d_out], b_dec [d_out] and per latent b_enc,
                              jumprelu also threshold, gated b_gate, r_mag, b_mag in place of b_enc

@@ -42,6 +42,7 @@ __all__ = [
     "decode",
     "encoder_copy",
     "gradient_rows",
+    "gradient_squares",
     "mask_columns",
     "padded",
     "residual",
@@ -116,10 +117,14 @@ class AdamStep:
     betas: tuple[float, float]
     eps: float
     steps_done: int
+    factor: float = 1.0
+    """What every gradient is multiplied by first."""
 
 
 class _Adam(ctypes.Structure):
-    _fields_ = [(name, ctypes.c_float) for name in ("lr", "beta1", "beta2", "eps", "correction1", "correction2")]
+    _fields_ = [
+        (name, ctypes.c_float) for name in ("lr", "beta1", "beta2", "eps", "correction1", "correction2", "factor")
+    ]
 
 
 class _Rows(ctypes.Structure):
@@ -217,7 +222,7 @@ def decode(
     n, d = target.given.shape
     out = _decoded(target, space, len(active.values), with_error)
     _call(
-        "decode_rows", n, d, *active, W_dec, b_dec, target, _factor(target), penalty,
+        "decode_rows", n, d, None, *active, W_dec, b_dec, target, _factor(target), penalty,
         out.d_x_hat, out.d_bias, out.d_values, out.error, out.squares,
     )  # fmt: skip
     return out
@@ -225,19 +230,12 @@ def decode(
 
 def residual(x_hat: BFloat16[Tensor, "n d"], b_dec: Float32[Tensor, " d"], target: Rows, space: Workspace) -> Decoded:
     """The same from a dense reconstruction without its bias."""
+    n, d = target.given.shape
     out = _decoded(target, space, None, False)
     _call(
-        "error_rows",
-        *target.given.shape,
-        x_hat,
-        b_dec,
-        target,
-        _factor(target),
-        out.d_x_hat,
-        out.d_bias,
-        out.error,
-        out.squares,
-    )
+        "decode_rows", n, d, x_hat, None, None, None, None, b_dec, target, _factor(target), None,
+        out.d_x_hat, out.d_bias, None, out.error, out.squares,
+    )  # fmt: skip
     return out
 
 
@@ -282,6 +280,19 @@ def mask_columns(
     sums = torch.empty(3, z.shape[1])
     _call("mask_columns", *z.shape, z, d_z, penalty, *sums)
     return sums[0], sums[1], sums[2]
+
+
+def gradient_squares(
+    gradient: BFloat16[Tensor, "F d"],
+    weight: Float32[Tensor, "F d"],
+    *,
+    pull: Float32[Tensor, " F"] | None = None,
+    coefficients: Float32[Tensor, " F"] | None = None,
+) -> tuple[float, Float32[Tensor, " d"] | None]:
+    """Sum of squares of the gradient that `update_rows` would follow, and what it would return."""
+    weighted = None if coefficients is None else torch.empty(weight.shape[1])
+    arguments = _arguments(*weight.shape, gradient, weight, pull, coefficients, weighted)
+    return _library().gradient_squares(*arguments), weighted
 
 
 def update_rows(
@@ -340,7 +351,7 @@ def _factor(target: Rows) -> ctypes.c_float:
 
 def _adam(step: AdamStep) -> Any:
     corrections = (1 - beta ** (step.steps_done + 1) for beta in step.betas)
-    return ctypes.byref(_Adam(step.lr, *step.betas, step.eps, *corrections))
+    return ctypes.byref(_Adam(step.lr, *step.betas, step.eps, *corrections, step.factor))
 
 
 def _bits(value: float) -> int:
@@ -353,6 +364,7 @@ def _library() -> Any:
     library = native_library(_SOURCE)
     assert library is not None, "available() comes first"
     library.kth_largest.restype = ctypes.c_int64
+    library.gradient_squares.restype = ctypes.c_double
     return library
 
 

@@ -28,18 +28,19 @@ void centre_rows(const rows_t *x, int64_t n, int64_t d, int64_t stride, const fl
 
 enum { CHUNK = 128 }; /* rows whose share of a sum over all rows is added up on its own, whoever does it */
 
-/* What a row's error gives, for `width` of its columns: its gradient, and that gradient's share in its sum over rows. */
-static double finish_row(const float *row, int64_t width, float factor, bf16 *d_x_hat, float *d_bias, float *error) {
-    for (int64_t c = 0; c < width; c++) {
+/* What a row's error gives: its gradient, and that gradient's share in its sum over rows. */
+static double finish_row(const float *row, int64_t d, float factor, bf16 *d_x_hat, float *d_bias, float *error) {
+    for (int64_t c = 0; c < d; c++) {
         d_x_hat[c] = narrow(row[c] * factor);
         d_bias[c] += row[c] * factor;
     }
-    if (error) memcpy(error, row, width * sizeof(float));
-    return dot(row, row, width);
+    if (error) memcpy(error, row, d * sizeof(float));
+    return dot(row, row, d);
 }
 
-/* Decode, error and gradients of the active latents, a row at a time, so that its decoder rows are fetched once. */
-void decode_rows(int64_t n, int64_t d, const int64_t *starts, const int32_t *latents, const bf16 *values,
+/* Error of x_hat + z W_dec + b_dec, and its gradients. x_hat comes from a product and z are active latents; the absent one is 0, a null
+   pointer (`starts` of z). A row at a time, so that its decoder rows are fetched once for x_hat and the gradients of its latents. */
+void decode_rows(int64_t n, int64_t d, const bf16 *x_hat, const int64_t *starts, const int32_t *latents, const bf16 *values,
                  const bf16 *W_dec, const float *b_dec, const rows_t *target, float factor, const float *penalty,
                  bf16 *d_x_hat, float *d_bias, float *d_values, float *error, double *squares) {
     int64_t n_chunks = (n + CHUNK - 1) / CHUNK;
@@ -50,12 +51,14 @@ void decode_rows(int64_t n, int64_t d, const int64_t *starts, const int32_t *lat
 #pragma omp for schedule(static)
         for (int64_t chunk = 0; chunk < n_chunks; chunk++)
             for (int64_t i = chunk * CHUNK; i < n && i < (chunk + 1) * CHUNK; i++) {
-                int64_t first = starts[i], m = starts[i + 1] - first;
+                int64_t first = starts ? starts[i] : 0, m = starts ? starts[i + 1] - first : 0;
                 bf16 *slope = d_x_hat + i * d;
                 subtract_from(row, b_dec, target, i * d, d);
-                add_rows(row, d, d, m, latents + first, values + first, W_dec);
+                if (x_hat)
+                    for (int64_t c = 0; c < d; c++) row[c] += wide(x_hat[i * d + c]);
+                if (m) add_rows(row, d, d, m, latents + first, values + first, W_dec);
                 squares[i] = finish_row(row, d, factor, slope, parts + chunk * d, error ? error + i * d : 0);
-                dots(d_values + first, slope, d, m, latents + first, W_dec);
+                if (m) dots(d_values + first, slope, d, m, latents + first, W_dec);
                 for (int64_t e = first; e < first + m; e++)
                     d_values[e] = values[e] ? d_values[e] + (penalty ? penalty[latents[e]] : 0) : 0;
             }
@@ -129,28 +132,6 @@ void gather_gradients(int64_t width, int64_t d, int64_t stride, int64_t block, c
             }
         free(g);
     }
-}
-
-/* Error and its gradient where the reconstruction, still without bias, comes from a product. */
-void error_rows(int64_t n, int64_t d, const bf16 *x_hat, const float *b_dec, const rows_t *target, float factor,
-                bf16 *d_x_hat, float *d_bias, float *error, double *squares) {
-    int64_t n_chunks = (n + CHUNK - 1) / CHUNK;
-    float *parts = calloc(n_chunks * d, sizeof(float));
-#pragma omp parallel
-    {
-        float *row = scratch(d);
-#pragma omp for schedule(static)
-        for (int64_t chunk = 0; chunk < n_chunks; chunk++)
-            for (int64_t i = chunk * CHUNK; i < n && i < (chunk + 1) * CHUNK; i++) {
-                subtract_from(row, b_dec, target, i * d, d);
-                for (int64_t c = 0; c < d; c++) row[c] += wide(x_hat[i * d + c]);
-                squares[i] =
-                    finish_row(row, d, factor, d_x_hat + i * d, parts + chunk * d, error ? error + i * d : 0);
-            }
-        free(row);
-    }
-    add_parts(n_chunks, d, parts, d_bias);
-    free(parts);
 }
 
 /* d_z = [z > 0] (d_z + penalty) in place, with the column sums of z and d_z, and how many of each column's z are positive. */

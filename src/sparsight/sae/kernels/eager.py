@@ -71,7 +71,7 @@ def update_rows_(
     gradient: Float[Tensor, "rows d"],
     mean: Float[Tensor, "rows d"],
     square: Float[Tensor, "rows d"],
-    rates: Float[Tensor, " 2"],
+    rates: Float[Tensor, " 3"],
     *,
     betas: tuple[float, float],
     eps: float,
@@ -82,12 +82,13 @@ def update_rows_(
 ) -> None:
     """Adam on rows of float32 weights; `mean` and `square` are its moments.
 
-    In order: `pull` * W joins the gradient; with `unit_norm` its part along W leaves it; Adam; with `unit_norm` rows are
-    divided by their norm; `shadow` gets a copy in its type, `norms` the rows' norms.
-    rates: lr / (1 - beta1^t) and 1 / sqrt(1 - beta2^t). The gradient is left in an undefined state.
+    In order: `pull` * W joins the gradient, which is multiplied by rates[2]; with `unit_norm` its part along W leaves it;
+    Adam; with `unit_norm` rows are divided by their norm; `shadow` gets a copy in its type, `norms` the rows' norms.
+    rates: lr / (1 - beta1^t), 1 / sqrt(1 - beta2^t) and the gradient's factor. The gradient is left in an undefined state.
     """
     if pull is not None:
         gradient.addcmul_(pull.unsqueeze(1), W)
+    gradient.mul_(rates[2])
     if unit_norm:
         gradient.addcmul_(W, torch.linalg.vecdot(gradient, W).unsqueeze(1), value=-1)
     mean.mul_(betas[0]).add_(gradient, alpha=1 - betas[0])

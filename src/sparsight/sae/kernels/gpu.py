@@ -121,7 +121,7 @@ def update_rows_(
     gradient: Float[Tensor, "rows d"],
     mean: Float[Tensor, "rows d"],
     square: Float[Tensor, "rows d"],
-    rates: Float[Tensor, " 2"],
+    rates: Float[Tensor, " 3"],
     *,
     betas: tuple[float, float],
     eps: float,

@@ -203,7 +203,7 @@ def update_program(
     BETA1: tl.constexpr, BETA2: tl.constexpr, EPS: tl.constexpr, UNIT_NORM: tl.constexpr,
     HAS_SHADOW: tl.constexpr, HAS_NORMS: tl.constexpr, HAS_PULL: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """One row, held in registers: pull, projection, Adam, norm 1, bfloat16 copy, norm."""
+    """One row, held in registers: pull, factor, projection, Adam, norm 1, bfloat16 copy, norm."""
     columns = tl.arange(0, BLOCK)
     inside = columns < d
     places = tl.program_id(0).to(tl.int64) * d + columns
@@ -211,6 +211,7 @@ def update_program(
     gradient = tl.load(gradient_ptr + places, mask=inside, other=0.0)
     if HAS_PULL:
         gradient += tl.load(pull_ptr + tl.program_id(0)) * W
+    gradient *= tl.load(rates_ptr + 2)
     if UNIT_NORM:
         gradient -= tl.sum(gradient * W, 0) * W
     mean = BETA1 * tl.load(mean_ptr + places, mask=inside, other=0.0) + (1 - BETA1) * gradient
