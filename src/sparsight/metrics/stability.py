@@ -23,6 +23,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from sparsight.errors import MetricError
+from sparsight.metrics.recovery import match_features
 from sparsight.sae import SparseLatents
 
 __all__ = [
@@ -214,11 +215,8 @@ def _matched(ours: Float[Tensor, "F d"], theirs: Float[Tensor, "G d"]) -> Latent
     """Mean cosine over the one-to-one matching with the largest total; None when either has too many rows."""
     if max(len(ours), len(theirs)) > _LARGEST_MATCHED:
         return None
-    from scipy.optimize import linear_sum_assignment  # half a second to import
-
-    first, second = (torch.nn.functional.normalize(rows, dim=1) for rows in (ours, theirs))
-    cosines = (first @ second.T).cpu().numpy()
-    return LatentMean.of(cosines[linear_sum_assignment(cosines, maximize=True)])
+    matching = match_features(theirs, ours)
+    return LatentMean.of(matching.cosine[matching.latent >= 0])
 
 
 def _dense(latents: SparseLatents, n_latents: int) -> Float[Tensor, "n F"]:
