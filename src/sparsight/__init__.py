@@ -19,6 +19,8 @@ _HOMES = {
     "IndexConfig": "sparsight.features",
     "LanguageModel": "sparsight.lm",
     "ModelConfig": "sparsight.lm",
+    "ProbingConfig": "sparsight.metrics",
+    "ProbingReport": "sparsight.metrics",
     "Recipe": "sparsight.recipe",
     "SAEConfig": "sparsight.sae",
     "SparseAutoencoder": "sparsight.sae",
@@ -33,6 +35,7 @@ _HOMES = {
     "load_recipe": "sparsight.recipe",
     "load_sae": "sparsight.convert",
     "make_plan": "sparsight.plan",
+    "probe_saes": "sparsight.probe",
     "run_study": "sparsight.study",
     "show_latent": "sparsight.show",
     "show_overview": "sparsight.show",
@@ -52,8 +55,9 @@ if TYPE_CHECKING:
     from sparsight.features import FeatureIndex, IndexConfig
     from sparsight.index import build_index
     from sparsight.lm import LanguageModel, ModelConfig, TextConfig
-    from sparsight.metrics import EvalReport, EvaluateConfig
+    from sparsight.metrics import EvalReport, EvaluateConfig, ProbingConfig, ProbingReport
     from sparsight.plan import make_plan
+    from sparsight.probe import probe_saes
     from sparsight.recipe import Recipe, TrainConfig, load_recipe
     from sparsight.sae import SAEConfig, SparseAutoencoder
     from sparsight.show import show_latent, show_overview, show_text
