@@ -187,9 +187,9 @@ def test_a_report_comes_back_as_it_was_and_says_everything(tmp_path) -> None:
     text = report.text()
     for words in (
         "0.800 [0.800, 0.800]",
-        "The SAE beats RANDOM at k = 1",
-        "Tie with RANDOM at k = 5",
-        "NOT beat DENSE",
+        "The SAE beats RANDOM, at k = 1",
+        "Tie with RANDOM, at k = 5",
+        "NOT beat DENSE; it is worse, at k = 5",
     ):
         assert words in text
     assert "Skipped small: it is small." in text

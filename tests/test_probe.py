@@ -65,10 +65,10 @@ def test_last_token_activations_are_those_of_each_prompt_alone(reader: LanguageM
 def test_what_the_last_token_tells_is_found_and_a_coin_is_not(report: ProbingReport) -> None:
     scores = {each.name: each.scores for each in report.sets}
     assert scores["last"]["dense"]["all"].auc > 0.8
-    assert scores["last"]["neurons"]["3"].auc > 0.7
+    assert scores["last"]["raw"]["3"].auc > 0.7
     assert abs(scores["coin"]["dense"]["all"].auc - 0.5) < 0.25
     assert abs(scores["last"]["shuffled"]["3"].auc - 0.5) < 0.35
-    assert set(scores["last"]) == {"sae", "random", "neurons", "pca", "dense", "shuffled"}
+    assert set(scores["last"]) == {"sae", "random", "raw", "pca", "dense", "shuffled"}
     assert report.methods["shuffled"] == "SAE, labels shuffled"
 
 
@@ -120,7 +120,7 @@ def test_flipped_test_labels_change_scores_and_not_what_was_chosen(
     probed[0].prompts.labels[probed[0].test] ^= 1
     after = probe_module._score_set(probed[0], dictionaries, pca, HOOK, CONFIG)
     assert after.latents == before.latents
-    for method in ("sae", "neurons", "pca"):
+    for method in ("sae", "raw", "pca"):
         for k in ("1", "3"):
             assert after.scores[method][k].auc == pytest.approx(1 - before.scores[method][k].auc)
     straight = [probe for i, probe in enumerate(trained[:n_first]) if i not in (2, 3)]  # 2 and 3: shuffled labels

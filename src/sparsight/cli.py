@@ -106,7 +106,7 @@ class Evaluate:
 
 @dataclass(frozen=True)
 class Probe:
-    """Probe a run's SAEs for labelled concepts with 1, 5 and 16 latents, beside controls, neurons, PCA and all neurons."""
+    """Probe a run's SAEs for labelled concepts with 1, 5 and 16 latents, beside controls, PCA and raw dimensions."""
 
     run: Positional[Path]
     """A run directory."""

@@ -1,7 +1,7 @@
 """SAEs + LanguageModel + labelled sets -> a ProbingReport each: do single latents say what a prompt is about?
 
-For each set the activations at the last tokens are read once and shared by everything that is probed: the SAE, its controls, neurons,
-principal components, all neurons together (the dense bar), and the SAE with shuffled training labels, which must come out at AUC 1/2.
+For each set the activations at the last tokens are read once and shared by everything that is probed: the SAE, its controls, raw dimensions,
+principal components, all raw dimensions together (the dense bar), and the SAE with shuffled training labels, which must come out at AUC 1/2.
 Principal components are those of the training parts of all sets together, since the SAE's dictionary is not of one set either.
 
 Costs max_prompts * max_tokens tokens of a forward cut at the hook point and some 290 small regressions a set; memory 4 bytes * max_prompts *
@@ -45,9 +45,9 @@ _LABELS = {
     "seed": "second seed",
     "frozen-decoder": "frozen decoder",
     "random": "untrained SAE",
-    "neurons": "neurons",
+    "raw": "raw dimensions",
     "pca": "PCA",
-    "dense": "all neurons",
+    "dense": "all raw dimensions",
     "shuffled": "SAE, labels shuffled",
 }
 _DICTIONARIES = ("sae", "seed", "frozen-decoder", "random")
@@ -170,7 +170,7 @@ def _score_set(
     config: ProbingConfig,
 ) -> SetScores:
     x = each.activations[hook_point].float()
-    neurons = x.numpy()
+    raw = x.numpy()
     scores, latents = {}, ()
     for name, dictionary in dictionaries.items():
         encoded = _encode(dictionary, x)
@@ -179,11 +179,11 @@ def _score_set(
             latents = tuple(int(unit) for unit in units)
             shuffled = np.random.default_rng(config.seed).permutation(each.prompts.labels)
             scores["shuffled"], _ = _score(encoded, each, config, shuffled)
-    scores["neurons"], _ = _score(neurons, each, config, each.prompts.labels)
+    scores["raw"], _ = _score(raw, each, config, each.prompts.labels)
     components = ((x - pca.input_mean.cpu()) @ pca.encoder.cpu()).numpy()
     scores["pca"], _ = _score(components, each, config, each.prompts.labels)
-    dense = train_probe(neurons[each.train], each.prompts.labels[each.train], None, config)
-    scores["dense"] = {ALL_UNITS: dense.score(neurons[each.test], each.prompts.labels[each.test])}
+    dense = train_probe(raw[each.train], each.prompts.labels[each.train], None, config)
+    scores["dense"] = {ALL_UNITS: dense.score(raw[each.test], each.prompts.labels[each.test])}
     return SetScores(
         name=each.labelled.name,
         family=each.labelled.family,

@@ -3,13 +3,14 @@
     association_j = |mean(x_j | 1) - mean(x_j | 0)| / std(x_j), over the training part      the k largest are chosen
     p(1 | x) = sigmoid(w . (x_S - mean_S) / std_S + b)                                      S: those k units; L2-regularised, C by cross-validation
 
-Units are an SAE's latents, neurons or principal components. Divided by its standard deviation, the difference of class means is (but for a
-factor that all units share) the correlation with the label, so that units of any scale compete as equals. Choice, scaling, C and weights come
-of the training part alone; test labels are seen by `auc` and `balanced_accuracy` only. C is chosen by log loss, since AUC at k = 1 does not
-depend on it, and classes are weighted to be equal, so that 1/2 is the threshold.
+Units are an SAE's latents, raw dimensions of the activation or principal components. Divided by its standard deviation, the difference of
+class means is (but for a factor that all units share) the correlation with the label, so that units of any scale compete as equals. Choice,
+scaling, C and weights come of the training part alone; test labels are seen by `auc` and `balanced_accuracy` only. C is chosen by log loss,
+since AUC at k = 1 does not depend on it, and classes are weighted to be equal, so that 1/2 is the threshold.
 
 Source: Gurnee et al. 2023, arXiv:2305.01610 (sparse probing, choice by class means); Kantamneni et al. 2025, arXiv:2502.16681 (the sets; dense
-bars beside SAEs). Trade-off: the k units are chosen one by one and not jointly, so two that say the same may both be chosen.
+bars beside SAEs). Trade-offs: the k units are chosen one by one and not jointly, so two that say the same may both be chosen; and a latent that
+is 0 on most prompts ranks those no further, which costs AUC at k = 1 that a dense unit does not pay: balanced accuracy stands beside.
 """
 
 from collections.abc import Iterator

@@ -13,7 +13,7 @@
      "notes":       [...]}
 
     mean   = {"value", "low", "high", "n_sets", "n_families"}: over sets, each the same; 95 % interval of resampled families; null with one family
-    METHOD = sae, seed, frozen-decoder, random, neurons, pca, dense, shuffled      METRIC = auc, balanced_accuracy      K = "1", "5", ... or "all"
+    METHOD = sae, seed, frozen-decoder, random, raw, pca, dense, shuffled      METRIC = auc, balanced_accuracy      K = "1", "5", ... or "all"
 
 A difference is the SAE minus the control on the same sets, resampled in pairs; positive is in the SAE's favour. It is "better" or "worse" only
 when its interval excludes zero and it exceeds the second seed's distance from the SAE (where one was measured); otherwise it is a tie.
@@ -37,7 +37,7 @@ FORMAT = "sparsight.probing"
 VERSION = 1
 PROBE_METRICS = ("auc", "balanced_accuracy")
 ALL_UNITS = "all"
-_RIVALS = ("frozen-decoder", "random", "neurons", "pca")
+_RIVALS = ("frozen-decoder", "random", "raw", "pca")
 
 
 @dataclass(frozen=True, kw_only=True)

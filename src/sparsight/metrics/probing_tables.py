@@ -44,12 +44,15 @@ def _table(report: ProbingReport, metric: str) -> Table:
 
 def _sentence(each: ProbeDifference, report: ProbingReport) -> str:
     label = report.methods[each.control]
-    said = {"better": f"The SAE beats {label}", "worse": f"The SAE does NOT beat {label}", "tie": f"Tie with {label}"}
+    said = {
+        "better": f"The SAE beats {label}",
+        "worse": f"The SAE does NOT beat {label}; it is worse",
+        "tie": f"Tie with {label}",
+    }
     beside = "" if each.seed_difference is None else f"; the SAE minus its second seed = {each.seed_difference:+.3f}"
     if each.control == "seed":
         said["better"] = said["worse"] = said["tie"] = f"Chance: {label}"
-    where = f"k = {each.k}" + (f" against {label.lower()}" if each.control_k != each.k else "")
-    return f"{said[each.outcome]} at {where}: AUC of the SAE minus its = {_cell(each.difference, signed=True)}{beside}."
+    return f"{said[each.outcome]}, at k = {each.k}: AUC of the SAE minus its = {_cell(each.difference, signed=True)}{beside}."
 
 
 def _cell(mean: SetMean, *, signed: bool = False) -> str:
