@@ -11,8 +11,16 @@ from sparsight import probe as probe_module
 from sparsight.activations import last_token_activations
 from sparsight.artifact import read_json
 from sparsight.errors import MetricError, SAEError
-from sparsight.lm import LanguageModel, TextConfig, TokenBatch, folder_sets, sample_prompts
-from sparsight.metrics import ProbingConfig, ProbingReport
+from sparsight.lm import (
+    LabelledPrompts,
+    LabelledSet,
+    LanguageModel,
+    TextConfig,
+    TokenBatch,
+    folder_sets,
+    sample_prompts,
+)
+from sparsight.metrics import ProbingConfig, ProbingReport, stratified_split
 from sparsight.probe import probe_saes
 from sparsight.sae import SAEConfig, SparseAutoencoder
 from test_cli import finished_run, sparsight  # noqa: F401
@@ -128,6 +136,29 @@ def test_flipped_test_labels_change_scores_and_not_what_was_chosen(
     for one, other in zip(straight, flipped, strict=True):
         np.testing.assert_array_equal(one.units, other.units)
         np.testing.assert_array_equal(one.weights, other.weights)
+
+
+def test_shuffled_labels_come_out_at_one_half_over_sets() -> None:
+    """Each set's labels are plain to see: whatever a shuffle keeps of them shows, and must differ from set to set."""
+    generator, aucs = torch.Generator().manual_seed(0), []
+    labels = np.repeat([0, 1], 100)
+    train, test = stratified_split(labels, test_fraction=0.3, seed=0)
+    for number in range(40):
+        x = torch.randn(200, 32, generator=generator) + 3 * torch.from_numpy(labels)[:, None]
+        probed = probe_module._Probed(
+            labelled=LabelledSet(name=f"set {number}", family="x", path=Path("none.csv")),
+            prompts=LabelledPrompts(pieces=(), labels=labels, classes=("0", "1"), counts={}),
+            activations={HOOK: x},
+            train=train,
+            test=test,
+        )
+        config = ProbingConfig(ks=(3,), inverse_penalties=(0.1,))
+        found = probe_module._score_set(probed, {"sae": make_sae(0)}, probe_module._pca(HOOK, [probed]), HOOK, config)
+        assert found.scores["sae"]["3"].auc > 0.9
+        aucs.append(found.scores["shuffled"]["3"].auc)
+    error = np.std(aucs) / np.sqrt(len(aucs))
+    assert error > 0.02  # one shuffle for all would make them alike
+    assert abs(np.mean(aucs) - 0.5) < 3 * error
 
 
 def test_an_sae_of_another_width_and_an_unknown_control_are_refused(reader: LanguageModel, sets_folder: Path) -> None:

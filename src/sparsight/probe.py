@@ -8,6 +8,7 @@ Costs max_prompts * max_tokens tokens of a forward cut at the hook point and som
 n_latents. Nothing is kept before the end: a run that was killed starts anew.
 """
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -177,7 +178,9 @@ def _score_set(
         scores[name], units = _score(encoded, each, config, each.prompts.labels)
         if name == "sae":
             latents = tuple(int(unit) for unit in units)
-            shuffled = np.random.default_rng(config.seed).permutation(each.prompts.labels)
+            # By name as well: one permutation for all sets would be one accident, 113 times.
+            named = int.from_bytes(hashlib.sha256(each.labelled.name.encode()).digest()[:4], "big")
+            shuffled = np.random.default_rng([config.seed, named]).permutation(each.prompts.labels)
             scores["shuffled"], _ = _score(encoded, each, config, shuffled)
     scores["raw"], _ = _score(raw, each, config, each.prompts.labels)
     components = ((x - pca.input_mean.cpu()) @ pca.encoder.cpu()).numpy()
