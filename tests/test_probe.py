@@ -1,5 +1,6 @@
 """probe: from labelled prompts to a report, on a tiny model; and its command."""
 
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -140,7 +141,7 @@ def test_flipped_test_labels_change_scores_and_not_what_was_chosen(
 
 def test_shuffled_labels_come_out_at_one_half_over_sets() -> None:
     """Each set's labels are plain to see: whatever a shuffle keeps of them shows, and must differ from set to set."""
-    generator, aucs = torch.Generator().manual_seed(0), []
+    generator, aucs, drawn = torch.Generator().manual_seed(0), [], []
     labels = np.repeat([0, 1], 100)
     train, test = stratified_split(labels, test_fraction=0.3, seed=0)
     for number in range(40):
@@ -156,9 +157,10 @@ def test_shuffled_labels_come_out_at_one_half_over_sets() -> None:
         found = probe_module._score_set(probed, {"sae": make_sae(0)}, probe_module._pca(HOOK, [probed]), HOOK, config)
         assert found.scores["sae"]["3"].auc > 0.9
         aucs.append(found.scores["shuffled"]["3"].auc)
-    error = np.std(aucs) / np.sqrt(len(aucs))
-    assert error > 0.02  # one shuffle for all would make them alike
-    assert abs(np.mean(aucs) - 0.5) < 3 * error
+        drawn.append(probe_module._shuffled(probed, seed=0)[train])
+        assert [drawn[-1][labels[train] == label].mean() for label in (0, 1)] == [0.5, 0.5]
+    assert not any(np.array_equal(one, other) for one, other in pairwise(drawn))
+    assert abs(np.mean(aucs) - 0.5) < 3 * np.std(aucs) / np.sqrt(len(aucs))
 
 
 def test_an_sae_of_another_width_and_an_unknown_control_are_refused(reader: LanguageModel, sets_folder: Path) -> None:
