@@ -93,6 +93,7 @@ def test_public_things_are_documented(path: Path) -> None:
         sae.SAEConfig,
         recipe.TrainConfig,
         metrics.EvaluateConfig,
+        metrics.ProbingConfig,
         features.IndexConfig,
         PublishConfig,
     ],

@@ -19,6 +19,8 @@ _HOMES = {
     "IndexConfig": "sparsight.features",
     "LanguageModel": "sparsight.lm",
     "ModelConfig": "sparsight.lm",
+    "ProbingConfig": "sparsight.metrics",
+    "ProbingReport": "sparsight.metrics",
     "PublishConfig": "sparsight.publication",
     "Recipe": "sparsight.recipe",
     "SAEConfig": "sparsight.sae",
@@ -34,6 +36,7 @@ _HOMES = {
     "load_recipe": "sparsight.recipe",
     "load_sae": "sparsight.convert",
     "make_plan": "sparsight.plan",
+    "probe_saes": "sparsight.probe",
     "publish_run": "sparsight.publish",
     "run_study": "sparsight.study",
     "show_latent": "sparsight.show",
@@ -54,8 +57,9 @@ if TYPE_CHECKING:
     from sparsight.features import FeatureIndex, IndexConfig
     from sparsight.index import build_index
     from sparsight.lm import LanguageModel, ModelConfig, TextConfig
-    from sparsight.metrics import EvalReport, EvaluateConfig
+    from sparsight.metrics import EvalReport, EvaluateConfig, ProbingConfig, ProbingReport
     from sparsight.plan import make_plan
+    from sparsight.probe import probe_saes
     from sparsight.publication import PublishConfig
     from sparsight.publish import publish_run
     from sparsight.recipe import Recipe, TrainConfig, load_recipe

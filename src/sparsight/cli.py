@@ -105,6 +105,33 @@ class Evaluate:
 
 
 @dataclass(frozen=True)
+class Probe:
+    """Probe a run's SAEs for labelled concepts with 1, 5 and 16 latents, beside controls, PCA and raw dimensions."""
+
+    run: Positional[Path]
+    """A run directory."""
+    sae: str | None = None
+    """One SAE's id; default all."""
+    full: bool = False
+    """All 113 built-in sets; default one of each of their 37 families."""
+    sets: Path | None = None
+    """Your own sets: a folder of CSV files with columns prompt and target (two classes)."""
+    prompts: int = 400
+    """Prompts taken of each set."""
+
+    def __call__(self, stop: StopFlag) -> None:
+        from sparsight.metrics import ProbingConfig
+        from sparsight.study import Study
+
+        if self.full and self.sets is not None:
+            raise SparsightError("--full is of the built-in sets; --sets names others. Give one of them.")
+        with locked((run := RunDir.open(self.run)).path):
+            config = ProbingConfig(max_prompts=self.prompts)
+            for path, report in Study.reopen(run).probe(self.sae, full=self.full, folder=self.sets, config=config):
+                print(f"{report.text()}\nEach set, and the latents chosen: {path}\n")
+
+
+@dataclass(frozen=True)
 class Index:
     """Index a run's features where that is not done yet."""
 
@@ -217,7 +244,7 @@ class Publish:
         print(f"Uploaded: {done.url}" if done.url else f"Built, not uploaded: {done.folder}")
 
 
-_COMMANDS = (Run, Plan, Collect, Evaluate, Index, Show, Convert, Publish)
+_COMMANDS = (Run, Plan, Collect, Evaluate, Probe, Index, Show, Convert, Publish)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -5,11 +5,13 @@ that one alone. A recipe whose other values changed under a run is refused, key 
 """
 
 import gc
+import json
 import logging
+import re
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -30,8 +32,10 @@ from sparsight.errors import RunError, StoreError
 from sparsight.evaluate import evaluate_sae
 from sparsight.features import FeatureIndex
 from sparsight.index import build_index
-from sparsight.lm import LanguageModel, choose_device, resolve_checkpoint
+from sparsight.lm import LanguageModel, builtin_sets, choose_device, folder_sets, resolve_checkpoint, sets_fingerprint
+from sparsight.metrics import ProbingConfig, ProbingReport
 from sparsight.plan import check_fits
+from sparsight.probe import probe_saes
 from sparsight.recipe import Recipe, check_same_study, dump_recipe, load_recipe
 from sparsight.report import write_report
 from sparsight.sae import Checkpoints, SAEConfig, SparseAutoencoder, load_stream_state
@@ -41,6 +45,7 @@ from sparsight.train import load_untrained, train_saes
 __all__ = ["Study", "run_study"]
 
 _log = logging.getLogger(__name__)
+_SEEN = "The SAE was trained on a part of the text that these prompts are from, without their labels."
 
 
 def run_study(recipe: Recipe, out: str | Path | None = None, *, stop: StopFlag | None = None) -> RunDir:
@@ -106,6 +111,33 @@ class Study:
         if latent is not None:
             return show_latent(index, tokenizer, latent, color=color)
         return show_overview(index, tokenizer, color=color)
+
+    def probe(
+        self, sae_id: str | None, *, full: bool, folder: Path | None, config: ProbingConfig
+    ) -> list[tuple[Path, ProbingReport]]:
+        """Where each chosen SAE's probing lies, and what it found; measured where that is not done with these sets and settings."""
+        sets = builtin_sets(full=full) if folder is None else folder_sets(folder)
+        measured_on = {"model": self.recipe.model.id, **sets_fingerprint(sets, builtin=folder is None)}
+        which = "full" if full else "" if folder is None else "sets-" + re.sub(r"[^\w.-]+", "_", folder.resolve().name)
+        paths = {sae.id: self.run.probing(sae.id, which) for sae in self.chosen(sae_id)}
+        todo = [sae for sae in self.chosen(sae_id) if not _is_probed(paths[sae.id], config, measured_on)]
+        if todo:
+            hook_points = {sae.id: sae.hook_point for sae in todo}
+            with self._step(f"probe {' '.join(hook_points)}", done=False):
+                model = LanguageModel.load(self.recipe.model, hook_points=list(dict.fromkeys(hook_points.values())))
+                reports = probe_saes(
+                    {sae.id: {"sae": self._load(sae), **self._controls(sae, absent_ok=True)} for sae in todo},
+                    model,
+                    sets,
+                    hook_points=hook_points,
+                    text=self.recipe.text,
+                    config=config,
+                    measured_on=measured_on,
+                    notes=[_SEEN] if folder is None and self.recipe.text.builtin else [],
+                )
+            for name, report in reports.items():
+                report.save(paths[name])
+        return [(path, ProbingReport.load(path)) for path in paths.values()]
 
     def go(self, stop: StopFlag | None = None) -> None:
         """Every step that is not done yet."""
@@ -261,12 +293,12 @@ class Study:
     def _load(self, sae: SAEConfig) -> SparseAutoencoder:
         return SparseAutoencoder.load(self.run.sae(sae.id)).to(self._device())
 
-    def _controls(self, sae: SAEConfig) -> dict[str, SparseAutoencoder]:
-        """The dictionaries that stand beside this one, in the recipe's order."""
+    def _controls(self, sae: SAEConfig, *, absent_ok: bool = False) -> dict[str, SparseAutoencoder]:
+        """The dictionaries that stand beside this one, in the recipe's order; `absent_ok`: of runs made before these controls were."""
         trained = self.recipe.trained_controls(sae)
         found = {}
         for name in self.recipe.controls:
-            if name in trained:
+            if name in trained and (self._trained(trained[name]) or not absent_ok):
                 found[name] = self._load_control(trained[name])
             elif name == "random":
                 found[name] = load_untrained(self.run.sae(sae.id)).to(self._device())
@@ -344,3 +376,12 @@ class Study:
             self.manifest.step_stopped(name, time.monotonic() - started)
             raise
         self.manifest.step_finished(name, time.monotonic() - started)
+
+
+def _is_probed(path: Path, config: ProbingConfig, measured_on: dict[str, object]) -> bool:
+    """Whether a probing of the same sets with the same settings is there."""
+    if not path.exists():
+        return False
+    there = ProbingReport.load(path)
+    asked = json.loads(json.dumps({"config": asdict(config), "measured_on": measured_on}))
+    return there.config == asked["config"] and there.measured_on == asked["measured_on"]

@@ -4,6 +4,7 @@ from sparsight.activations.batch import ActivationBatch, PieceTable
 from sparsight.activations.capture import Progress, Window, capture_windows
 from sparsight.activations.catalog import check_description, missing_shards, unfinished_parts
 from sparsight.activations.config import CaptureConfig
+from sparsight.activations.last_token import last_token_activations
 from sparsight.activations.store import ActivationStore, StoreSource
 from sparsight.activations.stream import ActivationStream
 from sparsight.activations.writer import StoreWriter
@@ -20,6 +21,7 @@ __all__ = [
     "Window",
     "capture_windows",
     "check_description",
+    "last_token_activations",
     "missing_shards",
     "unfinished_parts",
 ]

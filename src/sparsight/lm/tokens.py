@@ -18,7 +18,7 @@ from sparsight.errors import TextError
 from sparsight.lm.config import TextConfig
 from sparsight.lm.documents import Document, is_heldout, iter_documents
 
-__all__ = ["Piece", "TextCounts", "TextCursor", "iter_pieces"]
+__all__ = ["Piece", "TextCounts", "TextCursor", "iter_pieces", "text_encoder"]
 
 _AHEAD_CHARACTERS = 1 << 18  # tokenised in one call: long enough to use all cores, short enough to start at once
 _AHEAD_DOCUMENTS = 256
@@ -109,7 +109,7 @@ def iter_pieces(
         raise TextError(f"part is ({rank}, {world}). Expected a rank from 0 to below the number of ranks.")
     seen = {} if seen is None else seen
     counts = TextCounts() if counts is None else counts
-    encode = _encoder(config, tokenizer)
+    encode = text_encoder(config, tokenizer)
     # The id's low half decides what is held out; this takes the high half, so that ranks hold out alike.
     documents = (
         document for document in iter_documents(config, start_row=start.row) if (document.id >> 32) % world == rank
@@ -145,7 +145,7 @@ def _draw(
                     yield Piece(document.id, document.row, piece, offset, tokens, heldout)
 
 
-def _encoder(config: TextConfig, tokenizer: PreTrainedTokenizerBase) -> Callable[[list[str]], list[np.ndarray]]:
+def text_encoder(config: TextConfig, tokenizer: PreTrainedTokenizerBase) -> Callable[[list[str]], list[np.ndarray]]:
     """Texts -> token ids, by the config's policies for the chat template and the beginning-of-sequence token."""
     if config.chat_template and not tokenizer.chat_template:
         raise TextError(

@@ -7,6 +7,24 @@ from sparsight.metrics.config import EvaluateConfig
 from sparsight.metrics.downstream import recovered_share, token_cross_entropy, token_kl
 from sparsight.metrics.fitting import TrainFit, fit_on_train
 from sparsight.metrics.intervals import DocumentSums, Estimate, ResampledSums, document_bootstrap
+from sparsight.metrics.probing import (
+    ProbeScore,
+    ProbingConfig,
+    SparseProbe,
+    association,
+    one_thread,
+    require_sklearn,
+    stratified_split,
+    train_probe,
+)
+from sparsight.metrics.probing_report import (
+    ALL_UNITS,
+    ProbeDifference,
+    ProbingReport,
+    SetMean,
+    SetScores,
+    SkippedSet,
+)
 from sparsight.metrics.reconstruction import ReconstructionSums, cosine, fvu
 from sparsight.metrics.report import METRICS, EvalReport, MethodReport, Verdict
 from sparsight.metrics.sparsity import DensityHistogram, LatentCounts, l0
@@ -22,6 +40,7 @@ from sparsight.metrics.stability import (
 from sparsight.metrics.tables import report_markdown, report_text
 
 __all__ = [
+    "ALL_UNITS",
     "CLASS_NAMES",
     "METRICS",
     "CrossMoments",
@@ -36,14 +55,23 @@ __all__ = [
     "LinearBaseline",
     "LinearFit",
     "MethodReport",
+    "ProbeDifference",
+    "ProbeScore",
+    "ProbingConfig",
+    "ProbingReport",
     "ReconstructionSums",
     "ResampledSums",
     "SeedPartners",
     "SeedStability",
+    "SetMean",
+    "SetScores",
+    "SkippedSet",
+    "SparseProbe",
     "SpliceText",
     "TokenClasses",
     "TrainFit",
     "Verdict",
+    "association",
     "compare_methods",
     "cosine",
     "document_bootstrap",
@@ -54,11 +82,15 @@ __all__ = [
     "l0",
     "measure_downstream",
     "method_reports",
+    "one_thread",
     "recovered_share",
     "report_markdown",
     "report_text",
+    "require_sklearn",
     "seed_partners",
     "seed_stability",
+    "stratified_split",
     "token_cross_entropy",
     "token_kl",
+    "train_probe",
 ]

@@ -13,7 +13,7 @@ from sparsight.metrics.report import EvalReport, MethodReport
 from sparsight.metrics.sparsity import DensityHistogram
 from sparsight.metrics.stability import LatentMean
 
-__all__ = ["report_markdown", "report_text"]
+__all__ = ["Table", "aligned", "report_markdown", "report_text"]
 
 HEADINGS = {
     "fvu": "FVU",
@@ -48,7 +48,7 @@ def report_text(report: EvalReport) -> str:
     """The report for a terminal."""
     lines = [_title(report), "", *_verdict_lines(report), ""]
     for table in _tables(report):
-        lines += [table.title, table.caption, *_aligned(table), ""]
+        lines += [table.title, table.caption, *aligned(table), ""]
     lines += [*_density_lines(report), *(f"Note: {note}" for note in report.notes)]
     return "\n".join(lines).rstrip() + "\n"
 
@@ -209,7 +209,8 @@ def _number(value: float, signed: bool) -> str:
     return f"{value:+.{digits}f}" if signed else f"{value:.{digits}f}"
 
 
-def _aligned(table: Table) -> list[str]:
+def aligned(table: Table) -> list[str]:
+    """The header, a rule and the rows, in columns for a terminal."""
     grid = [table.header, *table.rows]
     widths = [max(len(row[column]) for row in grid) for column in range(len(table.header))]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in grid]
