@@ -6,7 +6,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 # Installed first and pinned: a later resolver would otherwise pull another build with gigabytes of GPU packages.
 TORCH ?= torch==2.13.0
 
-.PHONY: demo test lint install bench bench-growth bench-optimisers bench-dictionaries reference-job check-peers clean
+.PHONY: demo test lint install bench bench-growth bench-optimisers bench-quality bench-dictionaries reference-job check-peers clean
 
 demo: $(VENV)/.installed
 	$(BIN)/sparsight run recipes/demo.toml
@@ -38,6 +38,10 @@ bench-growth: $(VENV)/.installed
 
 bench-optimisers: demo
 	$(BIN)/python benchmarks/optimisers.py runs/demo/activations
+
+# Held-out quality beside two packages, and dead latents in ordinary runs; after `make bench`, whose learning rates it takes.
+bench-quality: demo
+	TORCH="$(TORCH)" $(BIN)/python benchmarks/peers/quality.py runs/demo/activations
 
 # Which architecture finds a planted dictionary; parts: make bench-dictionaries BENCH="--parts sparse k --seeds 0".
 bench-dictionaries: $(VENV)/.installed

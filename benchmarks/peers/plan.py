@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["PARTS", "QUICK", "TRAINED", "Sizes", "best_rate", "jobs_of", "key_of"]
+__all__ = ["PARTS", "QUICK", "TRAINED", "Sizes", "best_rate", "jobs_of", "key_of", "new_job"]
 
 TOOLS = ("sparsight", "sae-lens", "dictionary-learning", "sparsify")
 PARTS = ("train", "end-to-end", "collect", "store", "index", "width", "roofline", "many")  # training finds the rates
@@ -94,7 +94,7 @@ def jobs_of(part: str, repeat: int, sizes: Sizes, best: dict[tuple[Any, ...], fl
             # The best rate after as few steps as these is not that of `train`, but it is the only one that was searched.
             lr = best.get((tool, "topk")) if setting == "best" and part == "end-to-end" else None
             for n_latents in WIDTHS if part == "width" else (sizes.n_latents,):
-                yield _job(sizes, repeat, **common, n_latents=n_latents, lr=lr)
+                yield new_job(sizes, repeat, **common, n_latents=n_latents, lr=lr)
 
 
 _TOOLS_OF = {
@@ -133,19 +133,19 @@ def _training(repeat: int, sizes: Sizes, best: dict[tuple[Any, ...], float]) -> 
             common = {"part": "train", "tool": tool, "architecture": architecture, "n_tokens": sizes.train_rows}
             common["epochs"] = sizes.relu_epochs if architecture == "relu" else 1
             for setting in ("default", "float32") if tool == "sparsight" and architecture == "topk" else ("default",):
-                yield _job(sizes, repeat, **common, setting=setting, l1=middle)
+                yield new_job(sizes, repeat, **common, setting=setting, l1=middle)
             found = best.get((tool, architecture))
             searched = RATES[tool] if repeat == 0 else (found,) if found else ()
             for l1 in coefficients:
                 for lr in RELU_RATES if architecture == "relu" else searched:
-                    yield _job(sizes, repeat, **common, setting="best", l1=l1, lr=lr)
+                    yield new_job(sizes, repeat, **common, setting="best", l1=l1, lr=lr)
             found = best.get((tool, architecture))  # the search of the first repeat has run by now
             if (tool, architecture) == ("sparsight", "batchtopk") and found:
                 for k in OTHER_K:
-                    yield _job(sizes, repeat, **common, setting="best", lr=found, k=k)
+                    yield new_job(sizes, repeat, **common, setting="best", lr=found, k=k)
 
 
-def _job(sizes: Sizes, seed: int, **options: Any) -> Job:
+def new_job(sizes: Sizes, seed: int, **options: Any) -> Job:
     defaults = {"architecture": "topk", "lr": None, "l1": None, "seed": seed, "n_latents": sizes.n_latents}
     fixed = {"batch_tokens": sizes.batch_tokens, "context_tokens": sizes.context_tokens, "k": sizes.k, "epochs": 1}
     return defaults | fixed | options
