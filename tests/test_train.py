@@ -16,8 +16,8 @@ from sparsight.collect import collect_activations
 from sparsight.errors import ActivationError, RunError, StoreError
 from sparsight.lm import LanguageModel, TextConfig
 from sparsight.recipe import TrainConfig
-from sparsight.sae import SAEConfig, SparseAutoencoder
-from sparsight.train import load_untrained, train_sae, train_saes
+from sparsight.sae import SAEConfig, SparseAutoencoder, load_untrained
+from sparsight.train import train_sae, train_saes
 
 
 @dataclass

@@ -99,7 +99,7 @@ class Evaluate:
 
         with locked((run := RunDir.open(self.run)).path):
             study = Study.reopen(run)
-            for sae in study.chosen(self.sae):
+            for sae in study.saes.chosen(self.sae):
                 study.evaluate(sae)
                 print(f"{sae.id}\n{EvalReport.load(run.evaluation(sae.id)).text()}\n")
 
@@ -145,7 +145,7 @@ class Index:
 
         with locked((run := RunDir.open(self.run)).path):
             study = Study.reopen(run)
-            for sae in study.chosen(self.sae):
+            for sae in study.saes.chosen(self.sae):
                 study.index(sae)
                 print(f"{run.features(sae.id)}")
 

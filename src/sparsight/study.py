@@ -28,7 +28,7 @@ from sparsight.activations import (
 )
 from sparsight.artifact import Manifest, RunDir, StopFlag, environment, locked, write_atomic
 from sparsight.collect import asked_for, collect_activations
-from sparsight.errors import RunError, StoreError
+from sparsight.errors import StoreError
 from sparsight.evaluate import evaluate_sae
 from sparsight.features import FeatureIndex
 from sparsight.index import build_index
@@ -36,11 +36,11 @@ from sparsight.lm import LanguageModel, builtin_sets, choose_device, folder_sets
 from sparsight.metrics import ProbingConfig, ProbingReport
 from sparsight.plan import check_fits
 from sparsight.probe import probe_saes
-from sparsight.recipe import Recipe, check_same_study, dump_recipe, load_recipe
+from sparsight.recipe import Recipe, TrainedSAEs, check_same_study, dump_recipe, load_recipe
 from sparsight.report import write_report
-from sparsight.sae import Checkpoints, SAEConfig, SparseAutoencoder, load_stream_state
+from sparsight.sae import Checkpoints, SAEConfig, load_stream_state
 from sparsight.show import show_latent, show_overview, show_text
-from sparsight.train import load_untrained, train_saes
+from sparsight.train import train_saes
 
 __all__ = ["Study", "run_study"]
 
@@ -66,40 +66,24 @@ class Study:
         self.recipe, self.run = recipe, run
         self.manifest = Manifest(run.manifest)
         self.checkpoints = Checkpoints(run.saes)
+        self.saes = TrainedSAEs(recipe, run)
 
     @classmethod
     def reopen(cls, run: RunDir) -> "Study":
         """The study that `run` was begun with."""
         return cls(load_recipe(run.recipe), run)
 
-    def chosen(self, sae_id: str | None) -> tuple[SAEConfig, ...]:
-        """The SAE with this id, or all. Raises RunError listing what there is, or when one is not trained yet."""
-        chosen = tuple(sae for sae in self.recipe.sae if sae_id in (None, sae.id))
-        if not chosen:
-            known = ", ".join(sae.id for sae in self.recipe.sae)
-            if sae_id in {sae.id for sae in self.recipe.trained}:
-                raise RunError(
-                    f"{sae_id} is a control, measured with the SAE that it stands beside; name one of {known}."
-                )
-            raise RunError(f"{self.run.path} has no SAE {sae_id!r}; it has {known}.")
-        for sae in chosen:
-            if not self._trained(sae):
-                raise RunError(
-                    f"SAE {sae.id} in {self.run.path} is not trained yet. Run the recipe to its end: sparsight run RECIPE."
-                )
-        return chosen
-
     def show(
         self, sae_id: str | None, *, latent: int | None = None, text: str | None = None, color: bool = False
     ) -> str:
         """What a person looks at: an overview of one SAE's features, one latent, or what a text makes fire."""
-        sae = self.chosen(sae_id)[0]
+        sae = self.saes.chosen(sae_id)[0]
         index = FeatureIndex.open(self.run.features(sae.id))
         if text is not None:
             names = [sae.hook_point, *filter(None, [sae.target_hook_point])]
             model = LanguageModel.load(self.recipe.model, hook_points=names)
             return show_text(
-                self._load(sae),
+                self.saes.load(sae, self._device()),
                 model,
                 text,
                 hook_point=sae.hook_point,
@@ -119,14 +103,20 @@ class Study:
         sets = builtin_sets(full=full) if folder is None else folder_sets(folder)
         measured_on = {"model": self.recipe.model.id, **sets_fingerprint(sets, builtin=folder is None)}
         which = "full" if full else "" if folder is None else "sets-" + re.sub(r"[^\w.-]+", "_", folder.resolve().name)
-        paths = {sae.id: self.run.probing(sae.id, which) for sae in self.chosen(sae_id)}
-        todo = [sae for sae in self.chosen(sae_id) if not _is_probed(paths[sae.id], config, measured_on)]
+        paths = {sae.id: self.run.probing(sae.id, which) for sae in self.saes.chosen(sae_id)}
+        todo = [sae for sae in self.saes.chosen(sae_id) if not _is_probed(paths[sae.id], config, measured_on)]
         if todo:
             hook_points = {sae.id: sae.hook_point for sae in todo}
             with self._step(f"probe {' '.join(hook_points)}", done=False):
                 model = LanguageModel.load(self.recipe.model, hook_points=list(dict.fromkeys(hook_points.values())))
                 reports = probe_saes(
-                    {sae.id: {"sae": self._load(sae), **self._controls(sae, absent_ok=True)} for sae in todo},
+                    {
+                        sae.id: {
+                            "sae": self.saes.load(sae, self._device()),
+                            **self.saes.controls(sae, self._device(), absent_ok=True),
+                        }
+                        for sae in todo
+                    },
                     model,
                     sets,
                     hook_points=hook_points,
@@ -176,7 +166,7 @@ class Study:
 
     def train(self, stop: StopFlag | None = None) -> None:
         """Trains the SAEs that are not there yet and their controls, all from one pass."""
-        todo = [sae for sae in self.recipe.trained if not self._trained(sae)]
+        todo = [sae for sae in self.recipe.trained if sae not in self.saes]
         with self._step("train", done=not todo) as needed:
             if needed:
                 with nullcontext() if stop is None else stop.save_first():
@@ -199,10 +189,10 @@ class Study:
         with self._step(f"evaluate {sae.id}", done=self.run.evaluation(sae.id).exists()) as needed:
             if needed:
                 report = evaluate_sae(
-                    self._load(sae),
+                    self.saes.load(sae, self._device()),
                     self.store,
                     self.whole_model,
-                    controls=self._controls(sae),
+                    controls=self.saes.controls(sae, self._device()),
                     with_pca="pca" in self.recipe.controls,
                     config=self.recipe.evaluate,
                     hook_point=sae.hook_point,
@@ -217,10 +207,10 @@ class Study:
         with self._step(f"index {sae.id}", done=(path / "index.json").exists()) as needed:
             if needed:
                 build_index(
-                    self._load(sae),
+                    self.saes.load(sae, self._device()),
                     self.store,
                     self.whole_model,
-                    second=self._second_seed(sae),
+                    second=self.saes.second_seed(sae, self._device()),
                     path=path,
                     config=self.recipe.index,
                     hook_point=sae.hook_point,
@@ -286,34 +276,6 @@ class Study:
                 "or delete the store to collect it in one."
             )
         return not unfinished and (recipe.activations.skip_damaged or not missing_shards(path))
-
-    def _trained(self, sae: SAEConfig) -> bool:
-        return (self.run.sae(sae.id) / "cfg.json").exists()
-
-    def _load(self, sae: SAEConfig) -> SparseAutoencoder:
-        return SparseAutoencoder.load(self.run.sae(sae.id)).to(self._device())
-
-    def _controls(self, sae: SAEConfig, *, absent_ok: bool = False) -> dict[str, SparseAutoencoder]:
-        """The dictionaries that stand beside this one, in the recipe's order; `absent_ok`: of runs made before these controls were."""
-        trained = self.recipe.trained_controls(sae)
-        found = {}
-        for name in self.recipe.controls:
-            if name in trained and (self._trained(trained[name]) or not absent_ok):
-                found[name] = self._load_control(trained[name])
-            elif name == "random":
-                found[name] = load_untrained(self.run.sae(sae.id)).to(self._device())
-        return found
-
-    def _second_seed(self, sae: SAEConfig) -> SparseAutoencoder | None:
-        control = self.recipe.trained_controls(sae).get("seed")
-        return None if control is None else self._load_control(control)
-
-    def _load_control(self, control: SAEConfig) -> SparseAutoencoder:
-        if not self._trained(control):
-            raise RunError(
-                f"Control {control.id} in {self.run.path} is not trained yet. Run the recipe to its end: sparsight run RECIPE."
-            )
-        return self._load(control)
 
     def _device(self) -> str:
         return str(

@@ -12,18 +12,17 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 from tqdm import tqdm
 
 from sparsight.activations import ActivationBatch
 from sparsight.artifact import MetricLoggers, StopFlag, append_jsonl, atomic_path
-from sparsight.errors import ActivationError, FormatError, StoreError
+from sparsight.errors import ActivationError, StoreError
 from sparsight.recipe import TrainConfig
-from sparsight.sae import Checkpoints, SAEConfig, SAETrainer, SparseAutoencoder, Workspace, untrained_sae
+from sparsight.sae import Checkpoints, SAEConfig, SAETrainer, SparseAutoencoder, Workspace
 
-__all__ = ["BatchSource", "load_untrained", "train_sae", "train_saes"]
+__all__ = ["BatchSource", "train_sae", "train_saes"]
 
 _log = logging.getLogger(__name__)
 
@@ -108,20 +107,6 @@ def train_saes(
         checkpoints.remove([config.id for config in group])
     checkpoints.remove([config.id for config in configs])  # a kill may have come between the two lines above
     return [SparseAutoencoder.load(folder / config.id) for config in configs]
-
-
-def load_untrained(folder: Path) -> SparseAutoencoder:
-    """The SAE in `folder` as it was before its first step: a baseline, remade from its seed and `initial.safetensors`.
-
-    Raises FormatError when that file is not there or not readable.
-    """
-    try:
-        initial = load_file(folder / "initial.safetensors")
-    except (OSError, SafetensorError) as error:
-        raise FormatError(
-            f"{folder}/initial.safetensors cannot be read ({error}). Train the SAE anew to have its untrained baseline."
-        ) from None
-    return untrained_sae(SparseAutoencoder.load(folder), initial)
 
 
 def _passes(todo: list[SAEConfig], begun: set[str]) -> list[list[SAEConfig]]:

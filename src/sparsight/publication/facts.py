@@ -14,7 +14,7 @@ from sparsight.errors import RunError
 from sparsight.features import FeatureIndex
 from sparsight.lm import BUILTIN_MODELS
 from sparsight.metrics import EvalReport
-from sparsight.recipe import Recipe, load_recipe
+from sparsight.recipe import Recipe, TrainedSAEs, load_recipe
 from sparsight.sae import SAEConfig
 
 __all__ = ["RunFacts", "SAEFacts", "read_facts"]
@@ -112,9 +112,7 @@ class RunFacts:
 def read_facts(run: RunDir, sae_id: str | None = None) -> RunFacts:
     """The run's facts, of one SAE or all. Raises RunError naming what is not there yet."""
     recipe = load_recipe(run.recipe)
-    chosen = [sae for sae in recipe.sae if sae_id in (None, sae.id)]
-    if not chosen:
-        raise RunError(f"{run.path} has no SAE {sae_id!r}; it has {', '.join(sae.id for sae in recipe.sae)}.")
+    chosen = TrainedSAEs(recipe, run).named(sae_id)
     for sae in chosen:
         needed = (run.sae(sae.id) / "cfg.json", run.evaluation(sae.id), run.features(sae.id) / "index.json")
         missing = [str(path.relative_to(run.path)) for path in needed if not path.exists()]

@@ -6,7 +6,7 @@ from sparsight.sae.config import ARCHITECTURES, SAEConfig
 from sparsight.sae.exchange.founding import founding_config
 from sparsight.sae.kernels.workspace import Workspace
 from sparsight.sae.trainer import SAETrainer
-from sparsight.sae.untrained import untrained_directions, untrained_sae
+from sparsight.sae.untrained import load_untrained, untrained_directions, untrained_sae
 
 __all__ = [
     "ARCHITECTURES",
@@ -19,6 +19,7 @@ __all__ = [
     "Workspace",
     "founding_config",
     "load_stream_state",
+    "load_untrained",
     "untrained_directions",
     "untrained_sae",
 ]

@@ -7,9 +7,12 @@ trained SAE's. topk has its k; relu and gated fire as often as their initial wei
 """
 
 from collections.abc import Mapping
+from pathlib import Path
 
 import torch
 from jaxtyping import Float
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor
 
 from sparsight.errors import FormatError
@@ -17,7 +20,21 @@ from sparsight.sae.autoencoder import SparseAutoencoder
 from sparsight.sae.folding import fold, untrained_threshold
 from sparsight.sae.initial import initial_weights
 
-__all__ = ["untrained_directions", "untrained_sae"]
+__all__ = ["load_untrained", "untrained_directions", "untrained_sae"]
+
+
+def load_untrained(folder: Path) -> SparseAutoencoder:
+    """The SAE in `folder` as it was before its first step: a baseline, remade from its seed and `initial.safetensors`.
+
+    Raises FormatError when that file is not there or not readable.
+    """
+    try:
+        initial = load_file(folder / "initial.safetensors")
+    except (OSError, SafetensorError) as error:
+        raise FormatError(
+            f"{folder}/initial.safetensors cannot be read ({error}). Train the SAE anew to have its untrained baseline."
+        ) from None
+    return untrained_sae(SparseAutoencoder.load(folder), initial)
 
 
 @torch.no_grad()
