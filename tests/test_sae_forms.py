@@ -124,6 +124,19 @@ def test_no_gradient_is_longer_than_asked_for_and_a_shorter_one_is_left_alone(fo
     torch.testing.assert_close(short / short.norm(), free / length, rtol=1e-3, atol=1e-6)
 
 
+@pytest.mark.parametrize("form", ["autograd", "fused", "dense"])
+def test_a_gradient_of_zero_moves_nothing(form):
+    cfg = config(**CASES["relu"] | {"l1_coefficient": 0.0, "b_dec_init": "zero", "normalize": "none"})
+    if form == "fused" and not fuses(cfg, CPU):
+        pytest.skip("no C compiler")
+    trainer = new_trainer(cfg, form)
+    trainer.initialize(torch.randn(N, D))
+    before = trainer.state_dict()
+    assert trainer.step(torch.zeros(N, D))["loss"] == 0
+    for name, weight in trainer.weights.items():
+        assert torch.equal(weight, before[f"weights.{name}"]), name
+
+
 def test_a_resumed_dense_run_equals_an_uninterrupted_one_bit_for_bit():
     cfg = config("batchtopk", precision="bfloat16")
     data = list(batches(cfg))

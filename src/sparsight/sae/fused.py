@@ -211,7 +211,8 @@ class FusedStep(HostStep):
             squares += cpu.gradient_squares(slopes.W_dec, W_dec, pull=pull)[0]
         for bias in (slopes.b_enc, _d_b_dec(slopes, W_enc_b)):
             squares += float(np.square(bias.numpy(), dtype=np.float64).sum())  # torch's sum would depend on the threads
-        return min(1.0, self.cfg.gradient_limit / (W_dec.shape[1] * squares**0.5))
+        length = W_dec.shape[1] * squares**0.5
+        return min(1.0, self.cfg.gradient_limit / length) if length else 1.0
 
     def _losses(
         self,
