@@ -2,7 +2,7 @@
 
     make bench-quality                                         # half an hour on 2 cores
     python benchmarks/peers/quality.py --parts peers           # the comparison alone
-    python benchmarks/peers/quality.py --parts dead STORE      # how many latents die in ordinary runs, at 8 and 64 times the width
+    python benchmarks/peers/quality.py STORE --parts dead      # how many latents die in ordinary runs, at 8 and 64 times the width
 
 peers: every tool trains at the rate that was best for it in `make bench`, in its own environment; its SAE is saved in its own format,
 read by `sparsight.load_sae`, and measured by one definition for all: held-out FVU, L0 and dead share, cross-entropy and KL with the SAE in
@@ -203,7 +203,8 @@ def _peers_lines(part: dict[str, Any]) -> Iterator[str]:
     measured = rows[0]["measured_on"]
     yield f"Commit {part['commit']}. {sizes['train_rows']:,} rows of {HOOK} of SmolLM2-135M, {sizes['n_latents']:,} latents, "
     yield f"k = {sizes['k']}, steps of {sizes['batch_tokens']:,}, each tool at its best of three rates; "
-    yield f"median of {len(SEEDS)} seeds (least to greatest). Held out: {measured}. "
+    yield f"median of {len(SEEDS)} seeds (least to greatest). Held out: "
+    yield f"{_held_out(measured['reconstruction'])}; CE and KL on {_held_out(measured['downstream'])}. "
     yield f"Probes: mean test AUC over {rows[0]['n_sets']} sets with k latents."
     yield ""
     yield "| tool | SAE | lr | " + " | ".join(MEASURES) + " |"
@@ -238,12 +239,16 @@ def _verdict(name: str, architecture: str, groups: dict[tuple[str, str], list[Ro
 def _dead_lines(part: dict[str, Any]) -> Iterator[str]:
     rows = part["saes"]
     yield f"Commit {part['commit']}. Ours at lr 1e-3, k = 32, {rows[0]['train_tokens']:,} rows in three passes; "
-    yield f"dead: active on no token of {rows[0]['measured_on']}."
+    yield f"dead: active on none of {_held_out(rows[0]['measured_on']['reconstruction'])}."
     yield ""
     yield "| SAE | latents | seed | fvu | l0 | dead share |"
     yield "|---|---|---|---|---|---|"
     for row in rows:
         yield f"| {row['architecture']} | {row['n_latents']:,} | {row['seed']} | {row['fvu']:.3f} | {row['l0']:.1f} | {row['dead_share']:.3%} |"
+
+
+def _held_out(counts: dict[str, int]) -> str:
+    return f"{counts['tokens']:,} tokens of {counts['documents']:,} documents"
 
 
 def _spread(values: Sequence[float]) -> str:
