@@ -103,8 +103,9 @@ class Study:
         sets = builtin_sets(full=full) if folder is None else folder_sets(folder)
         measured_on = {"model": self.recipe.model.id, **sets_fingerprint(sets, builtin=folder is None)}
         which = "full" if full else "" if folder is None else "sets-" + re.sub(r"[^\w.-]+", "_", folder.resolve().name)
-        paths = {sae.id: self.run.probing(sae.id, which) for sae in self.saes.chosen(sae_id)}
-        todo = [sae for sae in self.saes.chosen(sae_id) if not _is_probed(paths[sae.id], config, measured_on)]
+        chosen = self.saes.chosen(sae_id)
+        paths = {sae.id: self.run.probing(sae.id, which) for sae in chosen}
+        todo = [sae for sae in chosen if not _is_probed(paths[sae.id], config, measured_on)]
         if todo:
             hook_points = {sae.id: sae.hook_point for sae in todo}
             with self._step(f"probe {' '.join(hook_points)}", done=False):

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from sparsight.errors import MetricError
 
-__all__ = ["DocumentSums", "Estimate", "ResampledSums", "document_bootstrap"]
+__all__ = ["DocumentSums", "Estimate", "ResampledSums", "document_bootstrap", "outcome_of"]
 
 PERCENTILES = (2.5, 97.5)
 # Resampling weights are made in blocks of this many numbers (float64), so 100,000 documents need no 800 MB matrix.
@@ -219,3 +219,15 @@ def _ratio(numerator: float | np.ndarray, denominator: float | np.ndarray) -> np
     """numerator / denominator; NaN where the denominator is not positive."""
     positive = np.asarray(denominator) > 0
     return np.where(positive, numerator / np.where(positive, denominator, 1.0), np.nan)
+
+
+def outcome_of(value: float | None, low: float | None, high: float | None, seed_difference: float | None) -> str:
+    """better | worse | tie, of a difference that is positive in the SAE's favour and its 95 % interval.
+
+    A tie where the interval holds zero or is unknown, or where a second seed of the SAE differs from it by as much.
+    """
+    if value is None or low is None or high is None or low <= 0 <= high:
+        return "tie"
+    if abs(value) <= abs(seed_difference or 0.0):
+        return "tie"
+    return "better" if low > 0 else "worse"

@@ -28,7 +28,7 @@ import numpy as np
 
 from sparsight.artifact import read_json, write_json
 from sparsight.errors import MetricError, RunError
-from sparsight.metrics.intervals import document_bootstrap
+from sparsight.metrics.intervals import document_bootstrap, outcome_of
 from sparsight.metrics.probing import ProbeScore
 
 __all__ = ["ALL_UNITS", "PROBE_METRICS", "ProbeDifference", "ProbingReport", "SetMean", "SetScores", "SkippedSet"]
@@ -98,10 +98,7 @@ class ProbeDifference:
     @property
     def outcome(self) -> str:
         """better | worse | tie"""
-        value, low, high = self.difference.value, self.difference.low, self.difference.high
-        if low is None or high is None or low <= 0 <= high or abs(value) <= abs(self.seed_difference or 0):
-            return "tie"
-        return "better" if low > 0 else "worse"
+        return outcome_of(self.difference.value, self.difference.low, self.difference.high, self.seed_difference)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -29,7 +29,7 @@ from typing import Any
 
 from sparsight.artifact import read_json, write_json
 from sparsight.errors import RunError
-from sparsight.metrics.intervals import Estimate
+from sparsight.metrics.intervals import Estimate, outcome_of
 from sparsight.metrics.sparsity import DensityHistogram
 from sparsight.metrics.stability import LatentMean, SeedStability
 
@@ -73,12 +73,7 @@ class Verdict:
     @property
     def outcome(self) -> str:
         """better | worse | tie"""
-        value, low, high = self.difference.value, self.difference.low, self.difference.high
-        if value is None or low is None or high is None or low <= 0 <= high:
-            return "tie"
-        if abs(value) <= abs(self.seed_difference or 0.0):
-            return "tie"
-        return "better" if low > 0 else "worse"
+        return outcome_of(self.difference.value, self.difference.low, self.difference.high, self.seed_difference)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from sparsight.metrics import Estimate, EvalReport, MethodReport, Verdict
+from sparsight.metrics.tables import HEADINGS
 from sparsight.publication.facts import RunFacts, SAEFacts
 from sparsight.publication.featured import choose_latents, feature_lines
 from sparsight.publication.licences import Licences
@@ -19,16 +20,7 @@ from sparsight.publication.usage import usage_lines
 
 __all__ = ["Card", "model_card"]
 
-_HEADINGS = {
-    "fvu": "FVU",
-    "cosine": "cosine",
-    "l0": "L0",
-    "dead_share": "never active",
-    "ce": "CE",
-    "kl": "KL",
-    "recovered_zero": "recovered (zero)",
-    "recovered_mean": "recovered (mean)",
-}
+_HEADINGS = HEADINGS | {"dead_share": "never active"}
 _RECONSTRUCTION = ("fvu", "cosine", "l0", "dead_share")
 _DOWNSTREAM = ("ce", "kl", "recovered_zero", "recovered_mean")
 _READING = (

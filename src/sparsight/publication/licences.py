@@ -15,22 +15,7 @@ from sparsight.publication.facts import RunFacts
 
 __all__ = ["Licences", "find_licences"]
 
-# Identifiers of the Hub under which a passage may be quoted with its source named. Not among them: odc-by and odbl, which are of a database and
-# not of the texts in it, and all non-commercial and no-derivatives ones.
-_QUOTABLE = (
-    "apache-2.0",
-    "mit",
-    "bsd",
-    "cc0",
-    "cc-by-2",
-    "cc-by-3",
-    "cc-by-4",
-    "cc-by-sa",
-    "unlicense",
-    "pddl",
-    "cdla-permissive",
-)
-# Under these a derived work may carry a licence of its own.
+# Identifiers of the Hub under which a derived work may carry a licence of its own.
 _PERMISSIVE = (
     "apache-2.0",
     "mit",
@@ -43,6 +28,9 @@ _PERMISSIVE = (
     "cc-by-4",
     "cdla-permissive",
 )
+# Under these a passage may be quoted with its source named. Not among them: odc-by and odbl, which are of a database and not of the texts in it,
+# and all non-commercial and no-derivatives ones.
+_QUOTABLE = (*_PERMISSIVE, "cc-by-sa")
 _TIMEOUT_SECONDS = 10
 
 

@@ -177,16 +177,19 @@ class FusedStep(HostStep):
     def _update(self, slopes: _Slopes, pull: Tensor | None, lr: float) -> None:
         W_dec, b_enc, b_dec = (self.weights[name].detach() for name in ("W_dec", "b_enc", "b_dec"))
         through_centre = None if self.cfg.is_transcoder else slopes.b_enc
+        factor, W_enc_b = self._shortening(slopes, pull, through_centre)
         adam = cpu.AdamStep(
             lr=lr,
             betas=self.cfg.betas,
             eps=self.cfg.adam_eps,
             steps_done=self.steps_done,
-            factor=self._shortening(slopes, pull, through_centre),
+            factor=factor,
         )
-        W_enc_b = cpu.update_rows(
-            slopes.W_enc, self._W_enc, self._both("W_enc"), self._copies["W_enc"], adam, coefficients=through_centre
+        coefficients = through_centre if W_enc_b is None else None  # the limit has summed them already
+        found = cpu.update_rows(
+            slopes.W_enc, self._W_enc, self._both("W_enc"), self._copies["W_enc"], adam, coefficients=coefficients
         )
+        W_enc_b = found if W_enc_b is None else W_enc_b
         if not self.cfg.freeze_decoder:
             cpu.update_rows(
                 slopes.W_dec,
@@ -201,10 +204,12 @@ class FusedStep(HostStep):
         cpu.copy_bias(self._copies["W_enc"], b_enc, self._W_enc.shape[1])
         cpu.update_vector(_d_b_dec(slopes, W_enc_b), b_dec, self._both("b_dec"), adam)
 
-    def _shortening(self, slopes: _Slopes, pull: Tensor | None, through_centre: Tensor | None) -> float:
-        """What all gradients are multiplied by, so that together they are no longer than the limit."""
+    def _shortening(
+        self, slopes: _Slopes, pull: Tensor | None, through_centre: Tensor | None
+    ) -> tuple[float, Tensor | None]:
+        """What all gradients are multiplied by, so that together they are no longer than the limit; and W_enc d_b_enc, if summed for it."""
         if self.cfg.gradient_limit == math.inf:
-            return 1.0
+            return 1.0, None
         W_dec = self.weights["W_dec"].detach()
         squares, W_enc_b = cpu.gradient_squares(slopes.W_enc, self._W_enc, coefficients=through_centre)
         if not self.cfg.freeze_decoder:
@@ -212,7 +217,7 @@ class FusedStep(HostStep):
         for bias in (slopes.b_enc, _d_b_dec(slopes, W_enc_b)):
             squares += float(np.square(bias.numpy(), dtype=np.float64).sum())  # torch's sum would depend on the threads
         length = W_dec.shape[1] * squares**0.5
-        return min(1.0, self.cfg.gradient_limit / length) if length else 1.0
+        return (min(1.0, self.cfg.gradient_limit / length) if length else 1.0), W_enc_b
 
     def _losses(
         self,

@@ -62,8 +62,7 @@ void update_rows(int64_t width, int64_t d, int64_t stride, const bf16 *gradient,
                 for (int64_t c = 0; c < d; c++) g[c] = wide(gradient[j * d + c]);
                 float along = unit_norm ? dot(g, row, d) : 0;
                 if (pull && pull[j]) along = -pull[j] / sqrtf(dot(row, row, d));
-                if (along)
-                    add_scaled(g, -along, row, d);
+                if (along) add_scaled(g, -along, row, d);
                 adam_row(row, m + j * d, v + j * d, g, d, a);
                 float shrink = unit_norm ? 1 / sqrtf(dot(row, row, d)) : 1;
                 for (int64_t c = 0; c < d; c++) {
