@@ -10,7 +10,7 @@ import torch
 from conftest import make_documents
 from sparsight import probe as probe_module
 from sparsight.activations import last_token_activations
-from sparsight.artifact import read_json
+from sparsight.artifact import RunDir, read_json
 from sparsight.errors import MetricError, SAEError
 from sparsight.lm import (
     LabelledPrompts,
@@ -23,6 +23,8 @@ from sparsight.lm import (
 )
 from sparsight.metrics import ProbingConfig, ProbingReport, stratified_split
 from sparsight.probe import probe_saes
+from sparsight.publication import PublishConfig
+from sparsight.publish import publish_run
 from sparsight.sae import SAEConfig, SparseAutoencoder
 from test_cli import finished_run, sparsight  # noqa: F401
 from test_lm_labelled import write_set
@@ -189,6 +191,9 @@ def test_the_command_probes_writes_and_finds_it_done(
     body = read_json(path)
     assert body["methods"]["seed"] == "second seed"
     assert not (run / "saes" / "relu" / "probing-sets-mine.json").exists()
+    card = publish_run(RunDir(run), PublishConfig(to="someone/tiny", dry_run=True)).folder / "README.md"
+    for read in (run / "report.md", card):
+        assert printed.splitlines()[3] in read.read_text(), read
     written = path.stat().st_mtime_ns
     assert sparsight("probe", run, "--sets", sets_folder, "--sae", "topk") == 0
     assert path.stat().st_mtime_ns == written

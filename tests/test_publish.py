@@ -128,7 +128,10 @@ def test_the_card_says_what_must_be_known(folder: Path, run: RunDir) -> None:
         if verdict.outcome != "better":
             words = {"worse": "is worse than", "tie": "does not differ from"}[verdict.outcome]
             assert f"topk {words} the {report.method(verdict.baseline).label}" in card
+    for mean in (report.stability.mmcs, report.stability.chance_pw_mcc):
+        assert f"{mean.value:.4f} [{mean.low:.4f}, {mean.high:.4f}]" in card
     for said in (
+        "PW-MCC",
         "layers.2.mlp",
         "float32",
         "64 tokens",

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 from sparsight.activations import ActivationStore
 from sparsight.artifact import Manifest, RunDir, read_json, write_atomic
-from sparsight.metrics import EvalReport
+from sparsight.metrics import EvalReport, ProbingReport
 from sparsight.recipe import Recipe
 from sparsight.sae import SAEConfig
 
@@ -21,6 +21,8 @@ def write_report(
     lines = [f"# {recipe.name}", "", *_what_was_studied(run, recipe, store)]
     for sae in recipe.sae:
         lines += [EvalReport.load(run.evaluation(sae.id)).markdown(_title(sae)), ""]
+        for path in run.probings(sae.id):
+            lines += ["### Probing", "", "```text", ProbingReport.load(path).text(), "```", ""]
         lines += ["### Some of its features", "", "```text", overviews[sae.id], "```", ""]
     steps = manifest.values["steps"].items()
     lines += ["## Time", "", *(f"- {name}: {step['seconds']:.0f} s" for name, step in steps), ""]

@@ -128,6 +128,8 @@ class Study:
                 )
             for name, report in reports.items():
                 report.save(paths[name])
+            if self._is_done():
+                self.report()  # with these
         return [(path, ProbingReport.load(path)) for path in paths.values()]
 
     def go(self, stop: StopFlag | None = None) -> None:
@@ -220,7 +222,7 @@ class Study:
 
     def report(self) -> None:
         """Writes report.md."""
-        tokenizer = self.whole_model.tokenizer
+        tokenizer = resolve_checkpoint(self.recipe.model).tokenizer()
         overviews = {
             sae.id: show_overview(FeatureIndex.open(self.run.features(sae.id)), tokenizer) for sae in self.recipe.sae
         }

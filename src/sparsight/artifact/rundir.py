@@ -77,6 +77,10 @@ class RunDir:
         """The ProbingReport of one SAE; `which`: of other sets than the built-in selection."""
         return self.sae(sae_id) / f"probing{which and '-'}{which}.json"
 
+    def probings(self, sae_id: str) -> list[Path]:
+        """Every ProbingReport of one SAE, by name."""
+        return sorted(self.sae(sae_id).glob("probing*.json"))
+
     def features(self, sae_id: str) -> Path:
         """The FeatureIndex of one SAE."""
         return self.path / "features" / sae_id

@@ -13,7 +13,7 @@ from sparsight.metrics.report import EvalReport, MethodReport
 from sparsight.metrics.sparsity import DensityHistogram
 from sparsight.metrics.stability import LatentMean
 
-__all__ = ["Table", "aligned", "report_markdown", "report_text"]
+__all__ = ["Table", "aligned", "report_markdown", "report_text", "stability_table"]
 
 HEADINGS = {
     "fvu": "FVU",
@@ -127,7 +127,8 @@ def _verdict_table(report: EvalReport) -> Table:
     return Table("The SAE against its controls", caption, header, rows)
 
 
-def _stability_table(report: EvalReport) -> Table:
+def stability_table(report: EvalReport) -> Table:
+    """What two seeds share; no rows without a second seed."""
     found = report.stability
     if found is None:
         return Table("", "", [], [])
@@ -152,7 +153,7 @@ def _tables(report: EvalReport) -> list[Table]:
         _table("Reconstruction of held-out activations", report.methods, RECONSTRUCTION),
         _table("In place in the language model (nats per token)", report.methods, DOWNSTREAM),
     ]
-    tables += [_stability_table(report), *(_class_table(report, metric) for metric in ("fvu", "ce", "kl"))]
+    tables += [stability_table(report), *(_class_table(report, metric) for metric in ("fvu", "ce", "kl"))]
     return [table for table in tables if table.rows]
 
 

@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from sparsight.metrics import Estimate, EvalReport, MethodReport, Verdict
-from sparsight.metrics.tables import HEADINGS
+from sparsight.metrics.tables import HEADINGS, stability_table
 from sparsight.publication.facts import RunFacts, SAEFacts
 from sparsight.publication.featured import choose_latents, feature_lines
 from sparsight.publication.licences import Licences
-from sparsight.publication.markdown import plain, table
+from sparsight.publication.markdown import fenced, plain, table
 from sparsight.publication.metadata import front_matter
 from sparsight.publication.training import training_rows
 from sparsight.publication.usage import usage_lines
@@ -131,6 +131,10 @@ def _evaluation(sae: SAEFacts) -> Iterator[str]:
             ["", "by", "difference", "second seed minus SAE", ""],
             (_verdict(verdict, report) for verdict in report.verdicts),
         )
+    if (shared := stability_table(report)).rows:
+        yield from ("", f"{shared.title}. {shared.caption}:", "", *table(shared.header, shared.rows))
+    for probing in sae.probing:
+        yield from ("", *fenced(probing.text().splitlines()))
     dead = report.method("sae").density
     if dead is not None:
         n_latents = dead.n_dead + sum(dead.n_latents)

@@ -13,7 +13,7 @@ from sparsight.artifact import RunDir, read_json, read_jsonl
 from sparsight.errors import RunError
 from sparsight.features import FeatureIndex
 from sparsight.lm import BUILTIN_MODELS
-from sparsight.metrics import EvalReport
+from sparsight.metrics import EvalReport, ProbingReport
 from sparsight.recipe import Recipe, TrainedSAEs, load_recipe
 from sparsight.sae import SAEConfig
 
@@ -32,6 +32,8 @@ class SAEFacts:
     """cfg.json."""
     report: EvalReport
     index: FeatureIndex
+    probing: list[ProbingReport]
+    """What `sparsight probe` measured, on each selection of sets."""
     training: list[dict[str, Any]]
     """training.jsonl."""
 
@@ -141,6 +143,7 @@ def _sae_facts(run: RunDir, sae: SAEConfig) -> SAEFacts:
         described=read_json(run.sae(sae.id) / "cfg.json"),
         report=EvalReport.load(run.evaluation(sae.id)),
         index=FeatureIndex.open(run.features(sae.id)),
+        probing=[ProbingReport.load(path) for path in run.probings(sae.id)],
         training=read_jsonl(log) if log.exists() else [],
     )
 
