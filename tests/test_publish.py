@@ -21,7 +21,8 @@ from conftest import recipe_text
 from loopback_hub import LoopbackHub, front_matter_errors
 from sparsight import cli
 from sparsight.artifact import RunDir
-from sparsight.errors import HubError, RunError
+from sparsight.convert import load_sae
+from sparsight.errors import FormatError, HubError, RunError
 from sparsight.features import FeatureIndex
 from sparsight.metrics import EvalReport
 from sparsight.publication import PublishConfig
@@ -457,6 +458,17 @@ def test_what_was_published_is_loaded_from_the_hub_as_the_card_says(
     assert isinstance(theirs, SparseAutoencoder)
     assert theirs.cfg == mine.cfg
     assert all((tensor == theirs.state_dict()[name]).all() for name, tensor in mine.state_dict().items())
+
+    with pytest.raises(FormatError, match=r"someone/tiny holds 2 SAEs \(relu, topk\)\. Name one of them\."):
+        load_sae("someone/tiny")
+    with pytest.raises(FormatError, match="has nothing at topc; it holds 2 SAEs"):
+        load_sae("someone/tiny/topc")
+    for name in [name for name in hub.files if name.startswith("relu/")]:
+        del hub.files[name]
+    hub.requests.clear()
+    assert (load_sae("someone/tiny").W_dec == mine.W_dec).all()
+    fetched = {path.split("/main/")[-1] for path in hub.sent("GET", "/resolve/")}
+    assert all(name.endswith(("cfg.json", "metrics.json", "sae_weights.safetensors")) for name in fetched), fetched
 
 
 def test_a_file_that_fails_is_all_that_is_sent_again(

@@ -8,16 +8,17 @@ What was written is read again and must hold the same SAE before it gets its nam
 
 import re
 from dataclasses import replace
+from glob import escape
 from pathlib import Path
 
 import torch
-from huggingface_hub import snapshot_download
+from huggingface_hub import HfApi, snapshot_download
 from torch import Tensor
 
 from sparsight.artifact import atomic_place
 from sparsight.errors import FormatError, RunError, SAEError
 from sparsight.sae import SparseAutoencoder
-from sparsight.sae.exchange import read_any, write_as
+from sparsight.sae.exchange import files_of, read_any, saes_among, write_as
 
 __all__ = ["convert_sae", "load_sae"]
 
@@ -36,8 +37,9 @@ def convert_sae(
 ) -> SparseAutoencoder:
     """Reads the SAE at `source`, writes it to `target` in the format `to`, and returns it as read.
 
-    `source`: a path, or user/repository[/folder] on the Hub, of `revision`. `format` of the source: recognised when empty. `k` and
-    `hook_point`: what the source does not say. Raises FormatError, SAEError, or RunError when `target` exists; none leaves a `target`.
+    `source`: a path, or user/repository[/folder] on the Hub, of `revision`; the folder may be left out where there is one SAE. `format`
+    of the source: recognised when empty. `k` and `hook_point`: what the source does not say. Raises FormatError, SAEError, or RunError when
+    `target` exists; none leaves a `target`.
     """
     target = Path(target)
     if target.exists():
@@ -64,14 +66,34 @@ def _local(source: str | Path, revision: str | None) -> Path:
     path = Path(source)
     if path.exists() or not (named := re.fullmatch(r"([\w.-]+/[\w.-]+)(?:/(.+))?", str(source))):
         return path
-    repository, inside = named[1], named[2]
-    patterns = [inside, f"{inside}/*"] if inside else None
+    repository, place = named[1], (named[2] or "").rstrip("/")
     try:
-        root = Path(snapshot_download(repository, revision=revision, allow_patterns=patterns))
+        names = HfApi().list_repo_files(repository, revision=revision)
+        place = place or _only_sae(repository, names)
+        wanted = files_of(place, names)
+        if not wanted:
+            raise FormatError(f"{repository} has nothing at {place}; it holds {_listed(saes_among(names))}.")
+        root = Path(snapshot_download(repository, revision=revision, allow_patterns=[escape(name) for name in wanted]))
+    except FormatError:
+        raise
     except Exception as error:  # the Hub has a dozen ways to fail, and all of them mean that nothing came
         reason = str(error).strip().split("\n", 1)[0]
         raise FormatError(f"{source} is no local path, and fetching it from the Hub failed: {reason}") from None
-    return root / inside if inside else root
+    return root / place
+
+
+def _only_sae(repository: str, names: list[str]) -> str:
+    places = saes_among(names)
+    if len(places) != 1:
+        raise FormatError(f"{repository} holds {_listed(places)}.{' Name one of them.' if places else ''}")
+    return places[0]
+
+
+def _listed(places: list[str]) -> str:
+    """`3 SAEs (a, b, c)`."""
+    if not places:
+        return "no SAE in a format that can be read"
+    return f"{len(places)} SAE{'s'[: len(places) > 1]} ({', '.join(places[:8])}{', ...' if len(places) > 8 else ''})"
 
 
 def _check_same(sae: SparseAutoencoder, again: SparseAutoencoder, target: Path) -> None:

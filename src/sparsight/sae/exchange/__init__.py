@@ -10,8 +10,8 @@
 A format says what of ours it cannot hold by an SAEError, and what is wrong with a file by a FormatError of one line.
 """
 
-from collections.abc import Mapping
-from pathlib import Path
+from collections.abc import Iterable, Mapping
+from pathlib import Path, PurePosixPath
 from types import ModuleType
 from typing import Any
 
@@ -21,7 +21,7 @@ from sparsight.errors import FormatError
 from sparsight.sae.config import SAEConfig
 from sparsight.sae.exchange import dictionary_learning, founding, qwen_scope, saelens, sparsify
 
-__all__ = ["FORMATS", "read_any", "recognised_format", "write_as"]
+__all__ = ["FORMATS", "files_of", "read_any", "recognised_format", "saes_among", "write_as"]
 
 FORMATS: dict[str, ModuleType] = {
     "saelens": saelens,
@@ -30,6 +30,26 @@ FORMATS: dict[str, ModuleType] = {
     "qwen-scope": qwen_scope,
     "founding": founding,
 }
+
+_WEIGHTS = {saelens.WEIGHTS, sparsify.WEIGHTS, dictionary_learning.WEIGHTS}
+
+
+def saes_among(names: Iterable[str]) -> list[str]:
+    """Where SAEs lie among a repository's files: folders by the name of their weights ("." is the root), and `.pt` files."""
+    paths = [PurePosixPath(name) for name in sorted(names)]
+    places = [
+        path.parent if path.name in _WEIGHTS else path
+        for path in paths
+        if path.name in _WEIGHTS or path.suffix == ".pt"
+    ]
+    return list(dict.fromkeys(str(place) for place in places))
+
+
+def files_of(place: str, names: Iterable[str]) -> list[str]:
+    """Which of a repository's files are needed to read the SAE at a place that `saes_among` gave."""
+    paths = [PurePosixPath(name) for name in names]
+    inside = [path for path in paths if str(path.parent) == place and (path.name in _WEIGHTS or path.suffix == ".json")]
+    return [str(path) for path in [*inside, *(path for path in paths if str(path) == place)]]
 
 
 def recognised_format(path: Path) -> str:

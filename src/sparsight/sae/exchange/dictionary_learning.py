@@ -31,7 +31,7 @@ from sparsight.sae.exchange.shift import centred_bias, plain_bias
 
 __all__ = ["read", "recognises", "write"]
 
-_CONFIG, _WEIGHTS = "config.json", "ae.pt"
+_CONFIG, WEIGHTS = "config.json", "ae.pt"
 _LINEAR = {"encoder.weight": "Fd", "encoder.bias": "F", "decoder.weight": "dF"}
 _MATRICES = {"W_enc": "dF", "b_enc": "F", "W_dec": "Fd", "b_dec": "d"}
 
@@ -89,7 +89,7 @@ _TRAINERS = {
 
 def recognises(path: Path) -> bool:
     """Whether this is such a folder."""
-    return (path / _WEIGHTS).is_file()
+    return (path / WEIGHTS).is_file()
 
 
 def read(path: Path) -> tuple[SAEConfig, dict[str, Tensor]]:
@@ -100,7 +100,7 @@ def read(path: Path) -> tuple[SAEConfig, dict[str, Tensor]]:
     if theirs is None:
         known = ", ".join(_CLASSES)
         raise FormatError(f"{path / _CONFIG} has dict_class {trainer.get('dict_class')!r}; readable are {known}.")
-    weights = path / _WEIGHTS
+    weights = path / WEIGHTS
     given = read_pickle(weights)
     if not isinstance(given, dict):
         raise FormatError(
@@ -142,7 +142,7 @@ def write(path: Path, cfg: SAEConfig, tensors: Mapping[str, Tensor]) -> None:
         state["group_sizes"] = torch.tensor([0, *cfg.prefixes]).diff()
     state |= _in_their_form(_CLASSES[name], tensors)
     path.mkdir(parents=True, exist_ok=True)
-    with atomic_path(path / _WEIGHTS) as temp:
+    with atomic_path(path / WEIGHTS) as temp:
         torch.save(state, temp)
     trainer = {
         "trainer_class": _TRAINERS[name],

@@ -34,7 +34,7 @@ from sparsight.sae.exchange.shift import centred_bias
 __all__ = ["read", "recognises", "tensor_shapes", "write"]
 
 _CONFIG_FILE = "cfg.json"
-_WEIGHTS_FILE = "sae_weights.safetensors"
+WEIGHTS = "sae_weights.safetensors"
 _LAYOUT_VERSION = "6.0.0"
 _LARGEST_WIDTH = 2**31
 _NAMES = {
@@ -59,7 +59,7 @@ def tensor_shapes(inference: str, d_in: int, n_latents: int, d_out: int) -> dict
 
 def recognises(folder: Path) -> bool:
     """Whether this is such a folder."""
-    return (folder / _WEIGHTS_FILE).is_file()
+    return (folder / WEIGHTS).is_file()
 
 
 def write(
@@ -72,7 +72,7 @@ def write(
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / _CONFIG_FILE).unlink(missing_ok=True)
-    with atomic_path(folder / _WEIGHTS_FILE) as path:
+    with atomic_path(folder / WEIGHTS) as path:
         save_file({name: tensor.detach().float().cpu().contiguous() for name, tensor in tensors.items()}, path)
     write_json(folder / _CONFIG_FILE, _saelens_config(cfg, tensors, metadata or {}))
 
@@ -86,7 +86,7 @@ def read(folder: Path) -> tuple[SAEConfig, dict[str, Tensor]]:
     d_in, n_latents = (_width(folder, described, key) for key in ("d_in", "d_sae"))
     d_out = _width(folder, described, "d_out") if is_transcoder else d_in
     cfg = _sae_config(folder, described, inference, is_transcoder, n_latents)
-    tensors = read_safetensors(folder / _WEIGHTS_FILE, tensor_shapes(inference, d_in, n_latents, d_out))
+    tensors = read_safetensors(folder / WEIGHTS, tensor_shapes(inference, d_in, n_latents, d_out))
     return cfg, _in_our_form(described, is_transcoder, tensors)
 
 

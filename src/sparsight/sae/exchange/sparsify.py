@@ -21,12 +21,12 @@ from sparsight.sae.exchange.files import fitted, id_of, matrix_shape, read_confi
 
 __all__ = ["read", "recognises", "write"]
 
-_CONFIG, _WEIGHTS = "cfg.json", "sae.safetensors"
+_CONFIG, WEIGHTS = "cfg.json", "sae.safetensors"
 
 
 def recognises(path: Path) -> bool:
     """Whether this is such a folder."""
-    return (path / _WEIGHTS).is_file()
+    return (path / WEIGHTS).is_file()
 
 
 def read(path: Path) -> tuple[SAEConfig, dict[str, Tensor]]:
@@ -35,13 +35,13 @@ def read(path: Path) -> tuple[SAEConfig, dict[str, Tensor]]:
     for key, plain in (("activation", "topk"), ("skip_connection", False)):
         if described.get(key, plain) != plain:
             raise FormatError(f"{path / _CONFIG} has {key} = {described[key]!r}; only {plain!r} can be read.")
-    weights = path / _WEIGHTS
+    weights = path / WEIGHTS
     given = read_safetensors(weights)
     n_latents, d = matrix_shape(weights, given, "encoder.weight")
     shapes = {"encoder.weight": (n_latents, d), "encoder.bias": (n_latents,), "W_dec": (n_latents, d), "b_dec": (d,)}
     tensors = fitted(weights, given, shapes)
     if described.get("d_in", d) != d:
-        raise FormatError(f"{path / _CONFIG} has d_in = {described['d_in']!r}, {_WEIGHTS} {d}.")
+        raise FormatError(f"{path / _CONFIG} has d_in = {described['d_in']!r}, {WEIGHTS} {d}.")
     cfg = SAEConfig(
         id=id_of(path),
         architecture="topk",
@@ -71,7 +71,7 @@ def write(path: Path, cfg: SAEConfig, tensors: Mapping[str, Tensor]) -> None:
         "W_dec": tensors["W_dec"],
         "b_dec": tensors["b_dec"],
     }
-    with atomic_path(path / _WEIGHTS) as temp:
+    with atomic_path(path / WEIGHTS) as temp:
         save_file({name: tensor.detach().float().cpu().contiguous() for name, tensor in state.items()}, temp)
     described = {
         "activation": "topk",
