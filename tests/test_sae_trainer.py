@@ -181,6 +181,23 @@ def test_the_encoders_first_scale_rebuilds_the_first_batch_best(architecture):
     assert errors[1.0] < min(errors[0.9], errors[1.1])
 
 
+def test_a_few_tokens_with_large_norms_do_not_set_the_first_scale():
+    x = torch.cat(batches(3, start=50))[:256]
+    x = torch.where(torch.arange(256)[:, None] % 16 == 0, 30 * (x - x.mean(0)), x - x.mean(0))
+    scales = {}
+    for architecture in ("topk", "batchtopk", "matryoshka"):
+        t = trainer(architecture)
+        t.initialize(x)
+        scales[architecture] = float(t._measured["encoder_scale"])
+    normalised = x / t._measured["input_scale"] - t.weights["b_dec"].detach()
+    start = {name: weight.detach() for name, weight in t.weights.items()}
+    z = batch_topk(normalised @ start["W_enc"] / scales["matryoshka"], t.cfg.k)[0]
+    rebuilt = z @ start["W_dec"]
+    alone = float((rebuilt * normalised).sum() / rebuilt.square().sum())
+    assert alone < 0.67 * scales["topk"]  # what the batch's k would have asked for
+    assert scales["batchtopk"] == scales["matryoshka"] == pytest.approx(0.7 * scales["topk"])
+
+
 @pytest.mark.parametrize("change", [{"architecture": "relu"}, {"init": "linear"}, {"target_hook_point": "other"}])
 def test_other_starts_are_not_scaled(change):
     cfg = SAEConfig(**({"id": "a", "architecture": "topk", "n_latents": F, "k": 4} | change))

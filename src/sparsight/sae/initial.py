@@ -24,6 +24,9 @@ __all__ = ["fitted_scale", "geometric_median", "initial_weights"]
 
 # rows that the encoder's scale is fitted on: one number needs no more, and n x F latents are dense for a moment
 _FITTED_ROWS = 256
+# batchtopk, matryoshka: the scale is at least this share of what k latents a token would have. Below it, latents that have learned
+# outgrow those that have not, which then never reach the batch's k: half of them were dead at 64 times the width (docs/log.md)
+_LEAST_SHARE = 0.7
 
 
 def initial_weights(cfg: SAEConfig, d_in: int, d_out: int) -> dict[str, Tensor]:
@@ -58,16 +61,24 @@ def fitted_scale(
     """What to multiply W_enc by so that z W_dec is nearest to target - b_dec over the first rows; 1 where it is not fitted.
 
     Scaling the encoder scales the latents and changes none of the choice among them: sum(x_hat * wanted) / sum(x_hat^2).
+    Where the k are the batch's, a few tokens with large norms take hundreds each and set a scale far too small for the
+    others; see `_LEAST_SHARE`.
     """
     scale = torch.ones((), device=x.device)
     if not cfg.selects_k or cfg.init != "tied" or cfg.is_transcoder:
         return scale
     x, wanted = x[:_FITTED_ROWS] - weights["b_dec"], target[:_FITTED_ROWS] - weights["b_dec"]
     pre = x @ weights["W_enc"]
-    z = keep_topk(pre, cfg.k) if cfg.architecture == "topk" else batch_topk(pre, cfg.k)[0]
-    rebuilt = z @ weights["W_dec"]
-    fitted = (rebuilt * wanted).sum() / rebuilt.square().sum()
+    fitted = _least_error(keep_topk(pre, cfg.k) @ weights["W_dec"], wanted)
+    if cfg.architecture != "topk":
+        by_batch = _least_error(batch_topk(pre, cfg.k)[0] @ weights["W_dec"], wanted)
+        fitted = torch.maximum(by_batch, _LEAST_SHARE * fitted)
     return torch.where(torch.isfinite(fitted) & (fitted > 0), fitted, scale)
+
+
+def _least_error(rebuilt: Float[Tensor, "n d_out"], wanted: Float[Tensor, "n d_out"]) -> Float[Tensor, ""]:
+    """The number to multiply what was rebuilt by."""
+    return (rebuilt * wanted).sum() / rebuilt.square().sum()
 
 
 def geometric_median(x: Float[Tensor, "n d"], iterations: int = 50) -> Float[Tensor, " d"]:
