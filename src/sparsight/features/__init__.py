@@ -1,8 +1,9 @@
 """Features: latents with their evidence for people."""
 
+from sparsight.features.columns import COLUMNS, Column, column_values, columns_of
 from sparsight.features.config import IndexConfig
 from sparsight.features.contexts import Band, Context, quantile_contexts, random_contexts, top_contexts
-from sparsight.features.index import FeatureIndex, Partner, TokenWeights
+from sparsight.features.index import Cluster, Coactive, FeatureIndex, Partner, TokenWeights
 from sparsight.features.logits import logit_weights
 from sparsight.features.neuronpedia import PASSAGES_PER_LATENT, neuronpedia_batches
 from sparsight.features.table import feature_table, write_feature_table
@@ -10,14 +11,20 @@ from sparsight.features.tokens import printable, readable_tokens
 from sparsight.features.writer import FeatureIndexWriter
 
 __all__ = [
+    "COLUMNS",
     "PASSAGES_PER_LATENT",
     "Band",
+    "Cluster",
+    "Coactive",
+    "Column",
     "Context",
     "FeatureIndex",
     "FeatureIndexWriter",
     "IndexConfig",
     "Partner",
     "TokenWeights",
+    "column_values",
+    "columns_of",
     "feature_table",
     "logit_weights",
     "neuronpedia_batches",
