@@ -13,17 +13,21 @@
     +-- MetricError               a metric without a meaning on these numbers
     +-- RunError                  a run directory: in use, incomplete, disk full
     +-- HubError                  the Hugging Face Hub: no token, a name it refuses, an upload cut off
+    +-- NotesError                labels, notes, lists: text that is refused, a file that is not ours
+    +-- EndpointError             a language model behind an address: no key, no answer, the budget spent
 
 A message says what happened with the values, what was expected, and the remedy. `assert` is for our own bugs.
 """
 
 __all__ = [
     "ActivationError",
+    "EndpointError",
     "FormatError",
     "HookPointError",
     "HubError",
     "MetricError",
     "ModelError",
+    "NotesError",
     "PlanError",
     "RecipeError",
     "RunError",
@@ -84,3 +88,11 @@ class RunError(SparsightError):
 
 class HubError(SparsightError):
     """The Hugging Face Hub could not be written to."""
+
+
+class NotesError(SparsightError):
+    """Labels, notes or lists that cannot be kept or read."""
+
+
+class EndpointError(SparsightError):
+    """A language model behind an address that cannot be asked."""
