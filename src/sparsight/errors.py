@@ -10,6 +10,7 @@
     +-- StoreError                an activation store: missing, truncated or altered shard
     +-- SAEError                  a sparse autoencoder: impossible configuration
     |   +-- FormatError           a file of weights: wrong shapes, missing tensors, code inside
+    +-- SteeringError             an edit of latents, or a steering, that cannot be done as asked
     +-- MetricError               a metric without a meaning on these numbers
     +-- RunError                  a run directory: in use, incomplete, disk full
     +-- HubError                  the Hugging Face Hub: no token, a name it refuses, an upload cut off
@@ -33,6 +34,7 @@ __all__ = [
     "RunError",
     "SAEError",
     "SparsightError",
+    "SteeringError",
     "StoreError",
     "TextError",
 ]
@@ -76,6 +78,10 @@ class SAEError(SparsightError):
 
 class FormatError(SAEError):
     """A file of weights that is not what it should be."""
+
+
+class SteeringError(SparsightError):
+    """An edit of latents, or a steering, that cannot be done as asked."""
 
 
 class MetricError(SparsightError):
