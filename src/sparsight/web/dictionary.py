@@ -17,7 +17,7 @@ from jaxtyping import Float, Int
 
 from sparsight.artifact import RunDir, read_json
 from sparsight.errors import RunError, SparsightError, StoreError
-from sparsight.features import Column, FeatureIndex, Notes, column_values, columns_of, readable_tokens
+from sparsight.features import Cluster, Column, FeatureIndex, Notes, column_values, columns_of, readable_tokens
 from sparsight.recipe import Recipe
 from sparsight.sae import SAEConfig
 from sparsight.web.annotations import Annotations
@@ -28,6 +28,7 @@ __all__ = ["Dictionary", "Opened", "Words"]
 
 _MISSING = ("token", "latent", "cluster")  # kinds whose -1 means none
 _SEARCHED_WEIGHTS = 10
+_NAMED_FROM = 1000  # latents of a cluster that its name is made from
 
 
 class Words:
@@ -108,6 +109,25 @@ class Opened:
         return [[next(words) for _ in row] for row in ids]
 
     @cached_property
+    def n_documents(self) -> int:
+        """Documents that the index was made of."""
+        return len(np.unique(self.index.piece_documents))
+
+    @cached_property
+    def clusters(self) -> list[Cluster]:
+        """Communities, largest first; [] where the index has none."""
+        return self.index.clusters() or []
+
+    def cluster_words(self, cluster: Cluster, n: int = 8) -> list[str]:
+        """The tokens that most of a cluster's latents promote, most shared first."""
+        if not self.index.has_logits:
+            return []
+        members = cluster.latents[:_NAMED_FROM]
+        ids = np.asarray(self.index.arrays["promoted_tokens"][members, :_SEARCHED_WEIGHTS])
+        distinct, counts = np.unique(ids, return_counts=True)
+        return self.words(distinct[np.argsort(-counts, kind="stable")[:n]])
+
+    @cached_property
     def text(self) -> TextIndex:
         """What a search looks through besides labels and notes: promoted tokens, and the passage about the strongest activation."""
         with self._lock:
@@ -115,7 +135,7 @@ class Opened:
                 return self.__dict__["text"]
             parts = strongest_passages(self.index, self.words)
             promoted = self.promoted(range(self.index.n_latents), _SEARCHED_WEIGHTS)
-            return TextIndex(f"{passage}\n{'\n'.join(words)}" for passage, words in zip(parts, promoted, strict=True))
+            return TextIndex("\n".join([passage, *words]) for passage, words in zip(parts, promoted, strict=True))
 
 
 class Dictionary:
@@ -162,9 +182,13 @@ class Dictionary:
 
     def _refusal(self, path: Path, error: Exception) -> Refusal:
         if not self.run.path.is_dir() or not self.run.recipe.is_file():
-            return Refusal(410, f"The run is no longer at {self.run.path}.", "Start the explorer with a run that is there.")
+            return Refusal(
+                410, f"The run is no longer at {self.run.path}.", "Start the explorer with a run that is there."
+            )
         if isinstance(error, RunError) and not (path / "index.json").exists():
-            return Refusal(503, f"{self.key} has no feature index now.", f"Build one with: sparsight index {self.run.path}")
+            return Refusal(
+                503, f"{self.key} has no feature index now.", f"Build one with: sparsight index {self.run.path}"
+            )
         return Refusal(503, f"{self.key} cannot be read now: {error}")
 
 

@@ -42,7 +42,9 @@ def feature_json(dictionary: Dictionary, opened: Opened, latent: int) -> dict[st
         "note": notes.note(latent),
         "lists": notes.lists_of(latent),
         "histogram": {"counts": numbers(index.histogram[latent]), "maximum": number(float(index.maximum[latent]))},
-        "quantiles": [list(pair) for pair in zip(index.config["quantiles"], numbers(index.quantiles[latent]), strict=True)],
+        "quantiles": [
+            list(pair) for pair in zip(index.config["quantiles"], numbers(index.quantiles[latent]), strict=True)
+        ],
         "promoted": _weights(opened, index.promoted(latent)) if index.has_logits else [],
         "suppressed": _weights(opened, index.suppressed(latent)) if index.has_logits else [],
         "lift": [] if lift is None else _weights(opened, lift, "value"),
@@ -56,7 +58,9 @@ def feature_json(dictionary: Dictionary, opened: Opened, latent: int) -> dict[st
     }
 
 
-def contexts_json(opened: Opened, latent: int, *, top: int = 12, per_band: int = 4, n_random: int = 8) -> dict[str, Any]:
+def contexts_json(
+    opened: Opened, latent: int, *, top: int = 12, per_band: int = 4, n_random: int = 8
+) -> dict[str, Any]:
     """Passages: the strongest, some of each quarter by strength, and a random sample."""
     check_latent(opened, latent)
     index = opened.index
@@ -127,7 +131,10 @@ def _neighbours(opened: Opened, latent: int, side: Any) -> list[dict[str, Any]]:
     if found is None:
         return []
     latents, cosines = found
-    return [row | {"value": value} for row, value in zip(latents_json(opened, latents.tolist()), numbers(cosines), strict=True)]
+    return [
+        row | {"value": value}
+        for row, value in zip(latents_json(opened, latents.tolist()), numbers(cosines), strict=True)
+    ]
 
 
 def _coactive(opened: Opened, latent: int) -> list[dict[str, Any]]:
@@ -178,9 +185,9 @@ def _snippet(dictionary: Dictionary, latent: int) -> str:
             "import sparsight as ss",
             "",
             f"run, latent = {json.dumps(run)}, {latent}",
-            f'index = ss.FeatureIndex.open(f"{{run}}/features/{sae}")',
+            f"index = ss.FeatureIndex.open(run + {json.dumps(f'/features/{sae}')})",
             "tokens, values = index.activations(latent)  # where in index.piece_tokens, and how strongly",
-            f'sae = ss.load_sae(f"{{run}}/saes/{sae}")',
+            f"sae = ss.load_sae(run + {json.dumps(f'/saes/{sae}')})",
             "direction = sae.W_dec[latent]",
         ]
     )

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from starlette.responses import Response
 
-__all__ = ["Json", "Refusal", "number", "numbers"]
+__all__ = ["Json", "Refusal", "failure", "number", "numbers"]
 
 
 class Json(Response):
@@ -32,10 +32,19 @@ class Refusal(Exception):
         super().__init__(error)
         self.status, self.error, self.remedy = status, " ".join(error.split()), remedy
 
+    @property
+    def body(self) -> dict[str, str]:
+        """What it says, for JSON."""
+        return {"error": self.error} | ({"remedy": self.remedy} if self.remedy else {})
+
     def reply(self) -> Json:
         """The answer."""
-        body = {"error": self.error} | ({"remedy": self.remedy} if self.remedy else {})
-        return Json(body, status_code=self.status)
+        return Json(self.body, status_code=self.status)
+
+
+def failure(error: Exception) -> Refusal:
+    """Our own bug, without what it may know of the machine."""
+    return Refusal(500, f"The explorer failed ({type(error).__name__}).", "Its terminal says more.")
 
 
 def number(value: float | None) -> float | None:

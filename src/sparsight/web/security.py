@@ -89,7 +89,9 @@ class Guard:
     def _check_origin(self, scope: Any, headers: Headers) -> None:
         hosts = headers.getlist("host")
         if len(hosts) != 1 or not self._is_ours(hosts[0]):
-            raise Refusal(421, f"This explorer does not answer to the name {', '.join(hosts)[:100]!r}.", "Open the printed URL.")
+            raise Refusal(
+                421, f"This explorer does not answer to the name {', '.join(hosts)[:100]!r}.", "Open the printed URL."
+            )
         origin, site = headers.get("origin"), headers.get("sec-fetch-site", "none")
         foreign = origin is not None and origin not in (f"http://{hosts[0]}", f"https://{hosts[0]}")
         if foreign or (scope["path"].startswith("/api") and site not in ("same-origin", "none")):
@@ -109,7 +111,9 @@ class Guard:
 
     def _exchange(self, given: str) -> Any:
         if not hmac.compare_digest(given.encode(), self.token.encode()):
-            raise Refusal(401, "The token of this URL is not this explorer's.", "Open the URL that it printed when it started.")
+            raise Refusal(
+                401, "The token of this URL is not this explorer's.", "Open the URL that it printed when it started."
+            )
         answer = Json({}, status_code=303, headers={"Location": "/", "Cache-Control": "no-store"})
         answer.set_cookie(self._cookie, self._session, httponly=True, samesite="strict", path="/")
         return answer
@@ -123,7 +127,9 @@ class Guard:
         except CookieError:
             morsel = None
         if morsel is None or not hmac.compare_digest(morsel.value.encode(), self._session.encode()):
-            raise Refusal(401, "This browser has not opened this explorer yet.", "Open the URL that it printed when it started.")
+            raise Refusal(
+                401, "This browser has not opened this explorer yet.", "Open the URL that it printed when it started."
+            )
 
 
 def _check_change(scope: Any, headers: Headers) -> None:

@@ -51,7 +51,9 @@ class TableQuery:
         if self.order not in ("asc", "desc"):
             raise Refusal(400, f"order is {self.order[:40]!r}; expected asc or desc.")
         if len(self.filter) > _MOST_FILTERS or len(self.q) > _LONGEST_Q:
-            raise Refusal(400, f"The query is too long; {_MOST_FILTERS} filters and {_LONGEST_Q:,} characters of q are taken.")
+            raise Refusal(
+                400, f"The query is too long; {_MOST_FILTERS} filters and {_LONGEST_Q:,} characters of q are taken."
+            )
 
 
 def matching(opened: Opened, query: TableQuery) -> Int[np.ndarray, " n"]:
@@ -127,7 +129,9 @@ def _mask(opened: Opened, query: TableQuery) -> Bool[np.ndarray, " latents"]:
 def _holds(opened: Opened, condition: str) -> Bool[np.ndarray, " latents"]:
     match = _FILTER.fullmatch(condition)
     if match is None:
-        raise Refusal(400, f"filter is {condition[:80]!r}; expected a column, >= <= = or !=, and a value, as density>=0.001.")
+        raise Refusal(
+            400, f"filter is {condition[:80]!r}; expected a column, >= <= = or !=, and a value, as density>=0.001."
+        )
     name, op, value = match.groups()
     if name != "latent" and name in opened.columns and opened.columns[name].kind == "token":
         return _is_token(opened, name, op, value)
