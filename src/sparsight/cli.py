@@ -162,10 +162,24 @@ class Show:
     """Your own text; lists which features fire on which token."""
     sae: str | None = None
     """The SAE's id; default the first."""
+    html: Path | None = None
+    """Write chosen features as one HTML file that opens offline; with --list or --latents."""
+    list: str = ""
+    """Name of a list, for --html."""
+    latents: str = ""
+    """Numbers such as 1,2,3, for --html."""
 
     def __call__(self, stop: StopFlag) -> None:
         from sparsight.study import Study
 
+        if self.html is not None:
+            parts = [part for part in self.latents.split(",") if part]
+            if not all(part.strip().isdigit() for part in parts) or bool(parts) == bool(self.list):
+                raise SparsightError("--html takes either --list NAME or --latents with numbers such as 1,2,3.")
+            study, numbers = Study.reopen(RunDir.open(self.run)), [int(part) for part in parts]
+            study.export_html(self.sae, self.html, latents=numbers, list_name=self.list)
+            print(self.html)
+            return
         print(
             Study.reopen(RunDir.open(self.run)).show(
                 self.sae, latent=self.latent, text=self.text, color=sys.stdout.isatty()

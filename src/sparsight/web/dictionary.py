@@ -7,7 +7,7 @@ sizes and times with those it was opened with (30 stat calls, 0.1 ms), opens ane
 
 import os
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -17,43 +17,19 @@ from jaxtyping import Float, Int
 
 from sparsight.artifact import RunDir, read_json
 from sparsight.errors import RunError, SparsightError, StoreError
-from sparsight.features import Cluster, Column, FeatureIndex, Notes, column_values, columns_of, readable_tokens
+from sparsight.features import Cluster, Column, FeatureIndex, Notes, column_values, columns_of
 from sparsight.recipe import Recipe
 from sparsight.sae import SAEConfig
 from sparsight.web.annotations import Annotations
 from sparsight.web.replies import Refusal
 from sparsight.web.search import TextIndex, strongest_passages
+from sparsight.web.words import Words
 
-__all__ = ["Dictionary", "Opened", "Words"]
+__all__ = ["Dictionary", "Opened"]
 
 _MISSING = ("token", "latent", "cluster")  # kinds whose -1 means none
 _SEARCHED_WEIGHTS = 10
 _NAMED_FROM = 1000  # latents of a cluster that its name is made from
-
-
-class Words:
-    """Readable tokens of one tokenizer, each decoded once."""
-
-    def __init__(self, load: Callable[[], Any]) -> None:
-        self._load, self._lock = load, threading.Lock()
-        self._tokenizer: Any = None
-        self._known: dict[int, str] = {}
-
-    def __call__(self, token_ids: Iterable[int] | np.ndarray) -> list[str]:
-        """The tokens in order; "" for -1."""
-        ids = token_ids.tolist() if isinstance(token_ids, np.ndarray) else list(token_ids)
-        unknown = {token_id for token_id in ids if token_id not in self._known}
-        if unknown:
-            self._decode(sorted(unknown))
-        return [self._known[token_id] for token_id in ids]
-
-    def _decode(self, token_ids: list[int]) -> None:
-        with self._lock:  # a fast tokenizer refuses two threads at once
-            if self._tokenizer is None:
-                self._tokenizer = self._load()
-            real = [token_id for token_id in token_ids if token_id >= 0]
-            found = dict(zip(real, readable_tokens(self._tokenizer, real), strict=True))
-            self._known |= found | {token_id: "" for token_id in token_ids if token_id < 0}
 
 
 class Opened:

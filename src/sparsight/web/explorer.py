@@ -11,9 +11,10 @@ from sparsight.artifact import RunDir, environment
 from sparsight.errors import RunError
 from sparsight.lm import resolve_checkpoint
 from sparsight.recipe import Recipe, load_recipe
-from sparsight.web.dictionary import Dictionary, Words
+from sparsight.web.dictionary import Dictionary
 from sparsight.web.live import LiveModel
 from sparsight.web.replies import Refusal
+from sparsight.web.words import Words
 
 __all__ = ["Explorer"]
 

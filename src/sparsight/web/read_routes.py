@@ -6,7 +6,9 @@ import numpy as np
 from fastapi import APIRouter, Depends, Query, Request
 from starlette.responses import PlainTextResponse, Response
 
+from sparsight.errors import NotesError
 from sparsight.web.dictionary import Dictionary, Opened
+from sparsight.web.export import features_html
 from sparsight.web.feature import check_latent, clusters_json, contexts_json, feature_json
 from sparsight.web.replies import Json, Refusal
 from sparsight.web.run import run_json
@@ -110,6 +112,20 @@ def _export_notes(chosen: Chosen, format: str = "jsonl") -> Response:
     return _attached(text, f"{chosen.run_name}-{chosen.sae.id}-notes.jsonl", "application/x-ndjson")
 
 
+@router.get(f"{_AT}/export")
+def _export(chosen: Chosen, list: str = "", latents: Annotated[str, Query(max_length=20_000)] = "") -> Response:
+    """A list, or `latents=1,2,3`, as one HTML file."""
+    opened = chosen.open()
+    numbers = _listed(opened, list) if list else _numbered(latents)
+    for latent in numbers:
+        check_latent(opened, latent)
+    notes = opened.annotations
+    page = features_html(
+        opened.index, opened.words, numbers, title=list or chosen.key, labels=notes.labels, notes=notes.notes
+    )
+    return _attached(page, f"{chosen.run_name}-{chosen.sae.id}-{list or 'features'}.html", "text/html")
+
+
 @router.get(f"{_AT}/run")
 def _run(chosen: Chosen) -> Response:
     return Json(run_json(chosen))
@@ -129,6 +145,20 @@ def _beside(opened: Opened, latent: int, asked: TableQuery | None) -> dict[str, 
         "previous": int(order[at - 1]) if at else None,
         "next": int(order[at + 1]) if at + 1 < len(order) else None,
     }
+
+
+def _listed(opened: Opened, name: str) -> list[int]:
+    try:
+        return opened.annotations.file.latents_of(name)
+    except NotesError as error:
+        raise Refusal(404, str(error)) from None
+
+
+def _numbered(latents: str) -> list[int]:
+    parts = [part.strip() for part in latents.split(",") if part.strip()]
+    if not all(part.isascii() and part.isdigit() and len(part) < 10 for part in parts):
+        raise Refusal(400, f"latents is {latents[:60]!r}; expected numbers such as 1,2,3.")
+    return [int(part) for part in parts]
 
 
 def _floats(values: np.ndarray) -> Response:
