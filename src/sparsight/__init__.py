@@ -38,6 +38,7 @@ _HOMES = {
     "make_plan": "sparsight.plan",
     "probe_saes": "sparsight.probe",
     "publish_run": "sparsight.publish",
+    "serve_runs": "sparsight.serve",
     "run_study": "sparsight.study",
     "show_latent": "sparsight.show",
     "show_overview": "sparsight.show",
@@ -64,6 +65,7 @@ if TYPE_CHECKING:
     from sparsight.publish import publish_run
     from sparsight.recipe import Recipe, TrainConfig, load_recipe
     from sparsight.sae import SAEConfig, SparseAutoencoder
+    from sparsight.serve import serve_runs
     from sparsight.show import show_latent, show_overview, show_text
     from sparsight.study import run_study
     from sparsight.train import train_sae, train_saes

@@ -162,10 +162,24 @@ class Show:
     """Your own text; lists which features fire on which token."""
     sae: str | None = None
     """The SAE's id; default the first."""
+    html: Path | None = None
+    """Write chosen features as one HTML file that opens offline; with --list or --latents."""
+    list: str = ""
+    """Name of a list, for --html."""
+    latents: str = ""
+    """Numbers such as 1,2,3, for --html."""
 
     def __call__(self, stop: StopFlag) -> None:
         from sparsight.study import Study
 
+        if self.html is not None:
+            parts = [part for part in self.latents.split(",") if part]
+            if not all(part.strip().isdigit() for part in parts) or bool(parts) == bool(self.list):
+                raise SparsightError("--html takes either --list NAME or --latents with numbers such as 1,2,3.")
+            study, numbers = Study.reopen(RunDir.open(self.run)), [int(part) for part in parts]
+            study.export_html(self.sae, self.html, latents=numbers, list_name=self.list)
+            print(self.html)
+            return
         print(
             Study.reopen(RunDir.open(self.run)).show(
                 self.sae, latent=self.latent, text=self.text, color=sys.stdout.isatty()
@@ -244,7 +258,33 @@ class Publish:
         print(f"Uploaded: {done.url}" if done.url else f"Built, not uploaded: {done.folder}")
 
 
-_COMMANDS = (Run, Plan, Collect, Evaluate, Probe, Index, Show, Convert, Publish)
+@dataclass(frozen=True)
+class Serve:
+    """Look at runs in a browser: a local page that only this machine can open. Ctrl-C stops it."""
+
+    runs: Positional[tuple[Path, ...]]
+    """Run directories."""
+    host: str = "127.0.0.1"
+    """Address to listen on; another than this machine's own needs --allow-remote."""
+    port: int = 0
+    """TCP port; 0 takes a free one."""
+    allow_remote: FlagCreatePairsOff[bool] = False
+    """Let other machines connect, with the printed URL."""
+    no_browser: FlagCreatePairsOff[bool] = False
+    """Print the URL and open nothing."""
+    idle_minutes: float = 0.0
+    """Stop after so many minutes without a request; 0 never."""
+
+    def __call__(self, stop: StopFlag) -> None:
+        from sparsight.serve import serve_runs
+        from sparsight.web.config import ExplorerConfig
+
+        names = ("host", "port", "allow_remote", "idle_minutes")
+        config = ExplorerConfig(**{name: getattr(self, name) for name in names}, browser=not self.no_browser)
+        serve_runs(self.runs, config, on_start=lambda url: print(f"Open {url}\nCtrl-C stops it.", flush=True))
+
+
+_COMMANDS = (Run, Plan, Collect, Evaluate, Probe, Index, Show, Convert, Publish, Serve)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -12,19 +12,18 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import torch
 
-from sparsight.errors import SAEError, TextError
 from sparsight.features import (
     Context,
     FeatureIndex,
     TokenWeights,
     quantile_contexts,
     random_contexts,
+    read_text,
     readable_tokens,
     top_contexts,
 )
-from sparsight.lm import LanguageModel, Piece, make_batches
+from sparsight.lm import LanguageModel
 from sparsight.sae import SparseAutoencoder
 
 __all__ = ["show_latent", "show_overview", "show_text"]
@@ -96,7 +95,6 @@ def show_latent(
     return "\n".join(lines) + "\n"
 
 
-@torch.inference_mode()
 def show_text(
     sae: SparseAutoencoder,
     model: LanguageModel,
@@ -112,37 +110,18 @@ def show_text(
 
     Raises TextError when the text has no tokens, SAEError when the SAE does not fit the hook point.
     """
-    target = target_hook_point or hook_point
-    token_ids = np.array(model.tokenizer(text)["input_ids"], np.int32)
-    if not len(token_ids):
-        raise TextError("The text has no tokens. Give at least one word.")
-    for side, name, expected in (("d_in", hook_point, sae.d_in), ("d_out", target, sae.d_out)):
-        if model.width(name) != expected:
-            raise SAEError(
-                f"The model's `{name}` is {model.width(name)} wide; this SAE expects {side}={expected}. "
-                "Give the model and hook point that it was trained on."
-            )
-    piece = Piece(document_id=0, row=0, piece=0, start=0, token_ids=token_ids, heldout=True)
-    (batch,) = make_batches(
-        [piece], batch_tokens=len(token_ids), pad_id=0, isolation="documents", context_tokens=len(token_ids), eos_id=0
-    )
-    read = model.read(batch, list({hook_point: 0, target: 0}))
-    x, y = (read[name][0, : len(token_ids)].to(sae.W_enc.device).float() for name in (hook_point, target))
-    latents = sae.encode_sparse(x)
-    error = ((y - sae.reconstruct(x)).norm(dim=-1) / y.norm(dim=-1).clamp_min(1e-12)).tolist()
+    live = read_text(sae, model, text, hook_point=hook_point, target_hook_point=target_hook_point)
     lines = ["token                     error   L0  latents: value, strongest first   (error = |x - x_hat| / |x|)"]
-    for row, token in enumerate(readable_tokens(model.tokenizer, token_ids)):
+    for row, token in enumerate(readable_tokens(model.tokenizer, live.token_ids)):
         name = f"{_clip(token, TOKEN_COLUMNS):<{TOKEN_COLUMNS}}"
-        if int(token_ids[row]) in model.special_ids:
+        if live.special[row]:
             lines.append(f"{name}  special token: training never saw one here")
             continue
-        values, order = latents.values[row].sort(descending=True)
-        n_active = int((values > 0).sum())
         fired = [
-            _fired(int(latents.indices[row, order[i]]), float(values[i]), index, model.tokenizer, color)
-            for i in range(min(per_token, n_active))
+            _fired(int(live.indices[row, i]), float(live.values[row, i]), index, model.tokenizer, color)
+            for i in range(min(per_token, int(live.l0[row])))
         ]
-        lines.append(f"{name}  {error[row]:>7.3f} {n_active:>4}  {'  '.join(fired)}")
+        lines.append(f"{name}  {live.error[row]:>7.3f} {live.l0[row]:>4}  {'  '.join(fired)}")
     return "\n".join(lines) + "\n"
 
 

@@ -29,9 +29,10 @@ Trade-off: 8 bytes an activation (100,000 tokens at L0 = 32 take 26 MB), in retu
 milliseconds without the SAE or the language model.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
@@ -39,10 +40,21 @@ from jaxtyping import Bool, Float, Int
 from sparsight.artifact import read_json
 from sparsight.errors import RunError, StoreError
 
-__all__ = ["FORMAT", "LOGIT_ARRAYS", "VERSION", "FeatureIndex", "Partner", "TokenWeights"]
+__all__ = [
+    "FORMAT",
+    "LOGIT_ARRAYS",
+    "VERSION",
+    "Cluster",
+    "Coactive",
+    "FeatureIndex",
+    "Partner",
+    "TokenWeights",
+]
 
 FORMAT = "sparsight.features"
-VERSION = 1
+VERSION = 2
+# Version 1 is version 2 without the arrays that came with it, all of which may be absent.
+READ_VERSIONS = (1, 2)
 ARRAYS = (
     "piece_tokens",
     "piece_offsets",
@@ -68,6 +80,27 @@ class TokenWeights:
 
     token_ids: Int[np.ndarray, " n"]
     weights: Float[np.ndarray, " n"]
+
+
+@dataclass(frozen=True)
+class Coactive:
+    """Latents active on the same tokens as a latent, more often than chance: strongest association first."""
+
+    latents: Int[np.ndarray, " n"]
+    pmi: Float[np.ndarray, " n"]
+    """log2 of how many times as often as by chance, from the corrected counts that order them."""
+    jaccard: Float[np.ndarray, " n"]
+    """Tokens on which both are active, over those on which either is."""
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """A community of the neighbour graph."""
+
+    number: int
+    """0 is the largest; what the column `cluster` holds."""
+    latents: Int[np.ndarray, " n"]
+    """Its members, ascending."""
 
 
 @dataclass(frozen=True)
@@ -107,8 +140,8 @@ class FeatureIndex:
         self.n_tokens: int = description["n_tokens"]
         for name in ARRAYS:
             setattr(self, name, arrays[name])
-        self._logits = {name: arrays[name] for name in LOGIT_ARRAYS if name in arrays}
-        self._partners = {name: arrays[name] for name in PARTNER_ARRAYS if name in arrays}
+        self.arrays: Mapping[str, np.ndarray] = arrays
+        """Every array that the index has, by name; those that may be absent have to be looked up here."""
         self.n_latents = len(self.latent_offsets) - 1
 
     @classmethod
@@ -119,7 +152,7 @@ class FeatureIndex:
             raise RunError(f"`{path}` holds no feature index (no index.json). Build one with `sparsight index`.")
         description = read_json(path / "index.json")
         found = (description.get("format"), description.get("version")) if isinstance(description, dict) else None
-        if found != (FORMAT, VERSION):
+        if found not in [(FORMAT, version) for version in READ_VERSIONS]:
             raise StoreError(
                 f"`{path}` has format {found}; expected {(FORMAT, VERSION)}. Delete it and rebuild it with `sparsight index`."
             )
@@ -147,7 +180,7 @@ class FeatureIndex:
     @property
     def has_logits(self) -> bool:
         """Whether promoted and suppressed tokens were stored."""
-        return len(self._logits) == len(LOGIT_ARRAYS)
+        return all(name in self.arrays for name in LOGIT_ARRAYS)
 
     def activations(self, latent: int) -> tuple[Int[np.ndarray, " n"], Float[np.ndarray, " n"]]:
         """Where in `piece_tokens` a latent is active, ascending, and how strongly (float32)."""
@@ -174,9 +207,9 @@ class FeatureIndex:
     def partner(self, latent: int) -> Partner | None:
         """A latent's partners in the second seed; None where the index was built without one."""
         self.check_latent(latent)
-        if "seed_cosine" not in self._partners:
+        if "seed_cosine" not in self.arrays:
             return None
-        found = {name: array[latent] for name, array in self._partners.items()}
+        found = {name: self.arrays[name][latent] for name in PARTNER_ARRAYS if name in self.arrays}
         correlated = not np.isnan(found.get("seed_correlation", np.nan))
         return Partner(
             cosine=float(found["seed_cosine"]),
@@ -186,10 +219,53 @@ class FeatureIndex:
             correlation_latent=int(found["seed_correlation_latent"]) if correlated else None,
         )
 
+    def neighbours(
+        self, latent: int, side: Literal["decoder", "encoder"] = "decoder"
+    ) -> tuple[Int[np.ndarray, " n"], Float[np.ndarray, " n"]] | None:
+        """The latents whose directions (or inputs) are nearest, and their cosines; None where they were not computed."""
+        self.check_latent(latent)
+        return self._ranked(latent, f"{side}_neighbours", f"{side}_cosines")
+
+    def coactive(self, latent: int) -> Coactive | None:
+        """The latents active on the same tokens more often than chance; None where they were not counted."""
+        self.check_latent(latent)
+        found = self._ranked(latent, "coactive_latents", "coactive_pmi", "coactive_jaccard")
+        return None if found is None else Coactive(*found)
+
+    def lift(self, latent: int) -> TokenWeights | None:
+        """The next tokens that follow the latent more often than they follow any token: log2 of how many times."""
+        self.check_latent(latent)
+        found = self._ranked(latent, "lift_tokens", "lift_values")
+        return None if found is None else TokenWeights(*found)
+
+    def position(self, latent: int) -> tuple[Int[np.ndarray, " bins"], Int[np.ndarray, " bins"]] | None:
+        """Activations by position in the document, bins 0, 1, 2-3, 4-7, ..., and the measured tokens by the same bins."""
+        self.check_latent(latent)
+        bins = self.arrays.get("position_bins")
+        if bins is None:
+            return None
+        return np.asarray(bins[latent]), np.array(self.about["position_tokens"], np.int64)
+
+    def clusters(self) -> list[Cluster] | None:
+        """Communities of the neighbour graph, largest first; latents in none are left out. None where there are none."""
+        of_latent = self.arrays.get("cluster")
+        if of_latent is None:
+            return None
+        order = np.argsort(of_latent, kind="stable")
+        bounds = np.searchsorted(of_latent[order], np.arange(of_latent.max(initial=-1) + 2))
+        return [Cluster(i, order[a:b]) for i, (a, b) in enumerate(zip(bounds, bounds[1:], strict=False))]
+
     def check_latent(self, latent: int) -> None:
         """Raises RunError when there is no such latent."""
         if not 0 <= latent < self.n_latents:
             raise RunError(f"There is no latent {latent}; `{self.path}` has latents 0 to {self.n_latents - 1}.")
+
+    def _ranked(self, latent: int, *names: str) -> tuple[np.ndarray, ...] | None:
+        """The latent's row of arrays that are padded at the end, by -1 in the first of them."""
+        if names[0] not in self.arrays:
+            return None
+        n = int((self.arrays[names[0]][latent] >= 0).sum())
+        return tuple(np.asarray(self.arrays[name][latent][:n]) for name in names)
 
     def _weights(self, kind: str, latent: int) -> TokenWeights:
         self.check_latent(latent)
@@ -198,8 +274,8 @@ class FeatureIndex:
                 f"`{self.path}` has no promoted tokens: it was built without a language model. Rebuild it with one."
             )
         return TokenWeights(
-            token_ids=np.asarray(self._logits[f"{kind}_tokens"][latent]),
-            weights=np.asarray(self._logits[f"{kind}_weights"][latent]),
+            token_ids=np.asarray(self.arrays[f"{kind}_tokens"][latent]),
+            weights=np.asarray(self.arrays[f"{kind}_weights"][latent]),
         )
 
     def _check_offsets(self) -> None:

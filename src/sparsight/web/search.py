@@ -1,0 +1,72 @@
+"""Search over all latents: a lowercase line of text for each, and a linear scan.
+
+Looking for a word in 131,072 lines of 100 characters takes 15 ms, so there is no index of words to build or keep; a word may begin and
+end anywhere in the text, as tokens do.
+"""
+
+from collections.abc import Callable, Iterable
+
+import numpy as np
+from jaxtyping import Bool, Int
+
+from sparsight.features import FeatureIndex
+
+__all__ = ["TextIndex", "strongest_passages", "terms_of"]
+
+_BEFORE, _AFTER = 10, 4
+_PAIRS_AT_ONCE = 2**22
+_MOST_TERMS = 8
+
+
+class TextIndex:
+    """One text a row."""
+
+    def __init__(self, texts: Iterable[str]) -> None:
+        self._texts = [text.casefold() for text in texts]
+
+    def matching(self, term: str) -> Bool[np.ndarray, " rows"]:
+        """Which texts hold a term, without regard to case."""
+        folded = term.casefold()
+        return np.array([folded in text for text in self._texts], bool)
+
+
+def terms_of(query: str) -> list[str]:
+    """The words of a query, all of which a latent has to have; what stands in double quotes is one, spaces included."""
+    query = query.strip()
+    if len(query) > 2 and query[0] == query[-1] == '"':
+        return [query[1:-1]]
+    return query.split()[:_MOST_TERMS]
+
+
+def strongest_passages(index: FeatureIndex, words: Callable[[np.ndarray], list[str]]) -> list[str]:
+    """The passage about each latent's strongest activation, 10 tokens before to 4 after; "" for one never active."""
+    peaks = _peaks(index)
+    alive = peaks >= 0
+    pieces = index.pieces_of(peaks)
+    places = peaks[:, None] + np.arange(-_BEFORE, _AFTER + 1)
+    inside = (places >= index.piece_offsets[pieces][:, None]) & (places < index.piece_offsets[pieces + 1][:, None])
+    ids = np.where(inside & alive[:, None], index.piece_tokens[np.clip(places, 0, len(index.piece_tokens) - 1)], -1)
+    distinct, where = np.unique(ids, return_inverse=True)
+    found = np.array(words(distinct), object)[where].reshape(ids.shape)
+    return ["".join(row) for row in found.tolist()]
+
+
+def _peaks(index: FeatureIndex) -> Int[np.ndarray, " latents"]:
+    """The token of each latent's largest activation, the earlier of two; -1 for one never active."""
+    peaks = np.full(index.n_latents, -1, np.int64)
+    offsets = np.asarray(index.latent_offsets)
+    alive = np.flatnonzero(np.diff(offsets))
+    first = 0
+    while first < len(alive):
+        start = offsets[alive[first]]
+        last = max(first + 1, int(np.searchsorted(offsets[alive + 1], start + _PAIRS_AT_ONCE, side="right")))
+        latents = alive[first:last]
+        begins, counts = offsets[latents] - start, np.diff(offsets)[latents]
+        span = slice(start, offsets[latents[-1] + 1])
+        values = np.asarray(index.activation_values[span])
+        largest = np.repeat(np.maximum.reduceat(values, begins), counts)
+        hits = np.flatnonzero(values == largest)
+        owner, where = np.unique(np.searchsorted(begins, hits, side="right") - 1, return_index=True)
+        peaks[latents[owner]] = np.asarray(index.activation_tokens[span])[hits[where]]
+        first = last
+    return peaks
