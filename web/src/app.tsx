@@ -100,7 +100,10 @@ export function App() {
         ) : !now ? (
           <p class="waiting">Opening…</p>
         ) : !dictionary ? (
-          <Problem error={new ApiError("There is no dictionary to show.", 0, "Train one first: sparsight run RECIPE.")} />
+          <Problem
+            error={new ApiError(now.unavailable?.[0]?.error ?? "There is no dictionary to show.", 0, now.unavailable?.[0]?.remedy ?? "Train one first: sparsight run RECIPE.")}
+            again={() => location.reload()}
+          />
         ) : place.path === "/welcome" ? (
           <Welcome session={now} dictionary={dictionary} />
         ) : !found ? (

@@ -29,6 +29,7 @@ export interface Dictionary {
 export interface Session {
   version: string;
   dictionaries: Dictionary[];
+  unavailable?: { key: string; error: string; remedy?: string }[];
 }
 
 export interface Label {
@@ -37,6 +38,9 @@ export interface Label {
   score: number | null;
   low: number | null;
   high: number | null;
+  /** The same score with shuffled labels. */
+  control?: number | null;
+  n?: number | null;
 }
 
 export type Value = number | string | boolean | null;
@@ -97,7 +101,7 @@ export interface Feature {
   lift: { token: string; value: number }[];
   neighbours: { decoder: Neighbour[] | null; encoder: Neighbour[] | null };
   coactive: Coactive[] | null;
-  position: { bins: number[]; baseline: number[] } | null;
+  position: { bins: number[]; baseline: number[]; names?: string[] } | null;
   partner: Partner | null;
   map: [number, number] | null;
   cluster: { id: number; size: number; name: string | null } | null;
@@ -188,6 +192,7 @@ export interface SteerLine {
 export interface SweepPoint {
   strength: number;
   effect: number | null;
+  random_effect?: number | null;
   nll: number | null;
   repetition: number | null;
   text: string;
@@ -198,6 +203,8 @@ export interface SweepLine extends Partial<SweepPoint> {
   sweet_spot?: number | null;
   breaks_at?: number | null;
   nll_plain?: number | null;
+  nll_limit?: number | null;
+  random_latent?: number | null;
   error?: string;
 }
 

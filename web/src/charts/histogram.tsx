@@ -23,14 +23,14 @@ export function Histogram({ counts, maximum, quantiles, range, choose }: Histogr
           return (
             <g data-hint={`${figure(step * i)} to ${figure(step * (i + 1))}: ${count(n)}`} onClick={() => choose?.(step * (i + 0.5))}>
               <rect class="hit" x={i} width={1} y={0} height={height} />
-              <rect class={inside ? "bar in" : "bar"} x={i + 0.06} width={0.88} y={height - rise(n)} height={rise(n)} style={{ "--s": ((i + 1) / counts.length).toFixed(2) }} />
+              <rect class={inside ? "column in" : "column"} x={i + 0.06} width={0.88} y={height - rise(n)} height={rise(n)} style={{ "--s": ((i + 1) / counts.length).toFixed(2) }} />
             </g>
           );
         })}
       </svg>
       <div class="ticks">
         {quantiles.filter(([q]) => [0.5, 0.9, 0.99].includes(q)).map(([q, value]) => (
-          <i style={{ left: `${(100 * value) / (maximum || 1)}%` }} data-hint={`${q * 100} % of activations are below ${figure(value)}`}><span>p{q * 100}</span></i>
+          <i class={value > 0.92 * maximum ? "late" : undefined} style={{ left: `${(100 * value) / (maximum || 1)}%` }} data-hint={`${q * 100} % of activations are below ${figure(value)}`}><span>p{q * 100}</span></i>
         ))}
       </div>
       <figcaption><span>0</span><span>activation, counts in logarithm</span><span>{figure(maximum)}</span></figcaption>

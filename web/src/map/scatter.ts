@@ -18,7 +18,7 @@ void main() {
 }`;
 
 const FRAGMENT = `#version 300 es
-precision mediump float;
+precision highp float;
 in vec4 shade;
 uniform float size;
 out vec4 result;
@@ -75,6 +75,7 @@ export class Scatter {
     gl.bindAttribLocation(program, 0, "place");
     gl.bindAttribLocation(program, 1, "colour");
     gl.linkProgram(program);
+    if (!gl.getProgramParameter(program, gl.LINK_STATUS)) throw new Error(`The map's program did not link: ${gl.getProgramInfoLog(program)}`);
     gl.useProgram(program);
     gl.enable(gl.BLEND);
     gl.blendFunc(gl.ONE, gl.ONE_MINUS_SRC_ALPHA);

@@ -1,7 +1,7 @@
 /** Tokens. They come from strangers' text: always text nodes, never HTML. */
 
 import type { Label, Row } from "../types";
-import { interval } from "../format";
+import { fixed, interval } from "../format";
 
 /** One token alone, its leading space visible. */
 export function Token({ text }: { text: string }) {
@@ -27,7 +27,7 @@ export function sourceOf(label: Label): { mark: string; name: string } {
 }
 
 export function labelHint(label: Label): string {
-  const score = label.score === null ? "not scored" : `balanced accuracy ${interval(label.score, label.low, label.high, 2)} (chance 0.5)`;
+  const score = label.score === null ? "not scored" : `balanced accuracy ${interval(label.score, label.low, label.high, 2)}, ${label.control === null || label.control === undefined ? "chance 0.50" : `with shuffled labels ${fixed(label.control, 2)}`}${label.n ? `, n = ${label.n}` : ""}`;
   return `${label.text} · ${sourceOf(label).name}, ${score}`;
 }
 

@@ -254,9 +254,9 @@ function Evidence({ feature, contexts, error }: EvidenceProps) {
             <PassageList title="At random" hint="Drawn at random from all its activations: what it usually is, beside what it is at its strongest" list={contexts.random} maximum={maximum} inline={inline} />
           </div>
           <h3 class="bands-title">From strong to weak</h3>
-          {contexts.bands.map((band, i) => ({ band, i })).reverse().map(({ band, i }) => (
+          {contexts.bands.map((band, i) => ({ band, i })).sort((a, b) => b.band.high - a.band.high).map(({ band, i }) => (
             <section id={`band-${i}`} class={`band${range?.[0] === band.low ? " chosen" : ""}`} onPointerEnter={() => setRange([band.low, band.high])} onPointerLeave={() => setRange(null)}>
-              <h4>{figure(band.low)} to {figure(band.high)} <span class="dim">{count(band.n_active)} activations</span></h4>
+              <h4>{figure(band.low)} to {figure(band.high)} <span class="dim">{count(band.n_active)} {band.n_active === 1 ? "activation" : "activations"}</span></h4>
               <ul class="passages">{band.contexts.map((context) => <Passage context={context} maximum={maximum} aligned={inline} />)}</ul>
             </section>
           ))}
@@ -305,8 +305,8 @@ function Rail({ dictionary, feature, again }: { dictionary: Dictionary; feature:
         <section>
           <h3 data-hint="The same SAE trained from another seed: features that it has too are less likely to be accidents">In the second seed</h3>
           <p class="figures">
-            nearest direction: cosine <b>{figure(partner.cosine, 2)}</b> <span class="dim">(chance {figure(partner.chance_cosine, 2)}), its latent {partner.cosine_latent}</span>
-            {partner.correlation !== null && <><br />most alike in activity: r = <b>{figure(partner.correlation, 2)}</b> <span class="dim">, its latent {partner.correlation_latent}</span></>}
+            nearest direction: cosine <b>{figure(partner.cosine, 2)}</b> <span class="dim">chance {figure(partner.chance_cosine, 2)}, its latent {partner.cosine_latent}</span>
+            {partner.correlation !== null && <><br />most alike in activity: r = <b>{figure(partner.correlation, 2)}</b> <span class="dim">its latent {partner.correlation_latent}</span></>}
           </p>
         </section>
       )}

@@ -78,7 +78,8 @@ export function Features({ dictionary, query }: { dictionary: Dictionary; query:
     },
   });
 
-  const template = `34px 64px minmax(150px, 1.2fr) minmax(170px, 1.4fr) ${columns.map((column) => `${WIDTHS[column.kind]}px`).join(" ")}`;
+  const labelled = pages.labelled ? "minmax(150px, 1.2fr)" : "90px";
+  const template = `34px 64px ${labelled} minmax(170px, 1.4fr) ${columns.map((column) => `${WIDTHS[column.kind]}px`).join(" ")}`;
   const least = 34 + 64 + 150 + 170 + columns.reduce((sum, column) => sum + WIDTHS[column.kind], 0);
   return (
     <div class="features" style={{ "--template": template, "--least": `${least}px` }}>
@@ -257,7 +258,7 @@ function Head({ name, title, hint, sort, order, numeric, filtered, sortBy, filte
       )}
       <button class="sort" onClick={() => sortBy(name)} data-hint={hint}>
         {title}
-        <span class="arrow" aria-hidden="true">{now === "ascending" ? "↑" : now === "descending" ? "↓" : ""}</span>
+        {now !== "none" && <span aria-hidden="true">{now === "ascending" ? "↑" : "↓"}</span>}
       </button>
     </div>
   );
@@ -328,7 +329,7 @@ function Cell({ column, value, sorted }: { column: Column; value: Value; sorted:
   return (
     <div role="gridcell" class={`cell ${column.kind === "token" ? "words" : "numeric"}${sorted ? " sorted" : ""}`}>
       {column.kind === "token" && typeof value === "string" ? <Token text={value} /> : show(value, column.kind)}
-      {length !== null && <i class="reach" style={{ width: `${(100 * length).toFixed(1)}%` }} />}
+      {length !== null && <i class="reach" style={{ width: `calc((100% - 28px) * ${length.toFixed(3)})` }} />}
     </div>
   );
 }

@@ -5,11 +5,14 @@ import type { Dictionary, Row } from "../types";
 
 const PAGE = 100;
 const KEPT = 150;
-const SETTLE_MS = 45;
+const PAUSE_MS = 40;
+const AHEAD = 60;
 
 export class Pages {
   total: number | null = null;
   error: Error | null = null;
+  /** Whether any row so far has a label. */
+  labelled = false;
   private readonly pages = new Map<number, Row[]>();
   private readonly coming = new Map<number, AbortController>();
   private timer = 0;
@@ -28,11 +31,15 @@ export class Pages {
     return this.pages.get(Math.floor(index / PAGE))?.[index % PAGE];
   }
 
-  /** The rows in view. While they fly past nothing is asked for; what is no longer in view is not waited for. */
+  /** The rows in view, and a little more. Asked for at most every PAUSE_MS; what has left the view is not waited for. */
   want(first: number, last: number): void {
-    this.wanted = [Math.floor(first / PAGE), Math.floor(Math.max(first, last - 1) / PAGE)];
-    clearTimeout(this.timer);
-    if (this.missing().length) this.timer = window.setTimeout(() => this.missing().forEach((page) => this.fetch(page)), SETTLE_MS);
+    const end = Math.min(last + AHEAD, this.total ?? last) - 1;
+    this.wanted = [Math.floor(Math.max(0, first - AHEAD) / PAGE), Math.floor(Math.max(first, end) / PAGE)];
+    if (this.timer || !this.missing().length) return;
+    this.timer = window.setTimeout(() => {
+      this.timer = 0;
+      this.missing().forEach((page) => this.fetch(page));
+    }, PAUSE_MS);
   }
 
   /** Another value in one row, as after a label was written. */
@@ -64,6 +71,7 @@ export class Pages {
       this.total = answer.total;
       this.error = null;
       this.pages.set(page, answer.rows);
+      this.labelled ||= answer.rows.some((row) => row.label);
       if (this.pages.size > KEPT) this.drop(page);
     } catch (error) {
       if ((error as Error).name !== "AbortError") this.error = error as Error;

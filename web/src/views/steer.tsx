@@ -76,10 +76,21 @@ export function Steer({ dictionary }: { dictionary: Dictionary }) {
   return (
     <div class="steer" onKeyDown={(event) => event.key === "Enter" && (event.ctrlKey || event.metaKey) && ready && !busy && void run()}>
       <div class="bench">
+        <div class="bench-left">
         <label class="field prompt">
           <span>Prompt</span>
           <textarea data-search rows={3} value={prompt} placeholder="I went to the market and" onInput={(event) => keptPrompt.set(event.currentTarget.value)} />
         </label>
+        <Options options={options} set={setOptions} />
+        <div class="inline wrap">
+          {busy ? (
+            <button onClick={() => stop.current?.abort()}>Stop</button>
+          ) : (
+            <button class="primary" disabled={!ready} onClick={() => void run()}>Steer <kbd>Ctrl Enter</kbd></button>
+          )}
+          {!ready && <span class="dim">{edits.length ? "A prompt is needed." : "A prompt and at least one feature are needed."}</span>}
+        </div>
+        </div>
         <div class="edits">
           <h3>Edits</h3>
           {edits.map((edit, i) => (
@@ -92,15 +103,6 @@ export function Steer({ dictionary }: { dictionary: Dictionary }) {
             />
           ))}
           <AddEdit dictionary={dictionary} edits={edits} setEdits={setEdits} />
-        </div>
-        <Options options={options} set={setOptions} />
-        <div class="inline wrap">
-          {busy ? (
-            <button onClick={() => stop.current?.abort()}>Stop</button>
-          ) : (
-            <button class="primary" disabled={!ready} onClick={() => void run()}>Steer <kbd>Ctrl Enter</kbd></button>
-          )}
-          {!ready && <span class="dim">{edits.length ? "A prompt is needed." : "A prompt and at least one feature are needed."}</span>}
         </div>
       </div>
       {error && <Problem error={error} />}
@@ -270,7 +272,7 @@ function SweepPanel({ dictionary, prompt, edits, setEdits }: SweepPanelProps) {
   const [which, setWhich] = useState(0);
   const edit = edits[Math.min(which, edits.length - 1)]!;
   const [points, setPoints] = useState<SweepPoint[]>([]);
-  const [ends, setEnds] = useState<{ sweet: number | null; breaks: number | null; plain: number | null } | null>(null);
+  const [ends, setEnds] = useState<{ sweet: number | null; breaks: number | null; plain: number | null; limit: number | null; random: number | null } | null>(null);
   const [busy, setBusy] = useState(false);
   const [error, setError] = useState<Error | null>(null);
   const [chosen, setChosen] = useState<number | null>(null);
@@ -286,7 +288,7 @@ function SweepPanel({ dictionary, prompt, edits, setEdits }: SweepPanelProps) {
       const request = { prompt, latent: edit.latent, mode: edit.mode, unit: edit.unit, strengths: STRENGTHS[edit.unit] };
       const all: SweepPoint[] = [];
       for await (const line of api.sweep(dictionary, request, mine.signal)) {
-        if (line.done) setEnds({ sweet: line.sweet_spot ?? null, breaks: line.breaks_at ?? null, plain: line.nll_plain ?? null });
+        if (line.done) setEnds({ sweet: line.sweet_spot ?? null, breaks: line.breaks_at ?? null, plain: line.nll_plain ?? null, limit: line.nll_limit ?? null, random: line.random_latent ?? null });
         else if (line.strength !== undefined) all.push(line as SweepPoint);
         setPoints([...all]);
       }
@@ -300,7 +302,7 @@ function SweepPanel({ dictionary, prompt, edits, setEdits }: SweepPanelProps) {
     ...(ends && ends.breaks !== null ? [{ x: ends.breaks, name: "breaks", style: "bad" }] : []),
   ];
   const at = points.find((point) => point.strength === (chosen ?? ends?.sweet)) ?? points.at(-1);
-  const line = (name: keyof SweepPoint): [number, number | null][] => points.map((point) => [point.strength, point[name] as number | null]);
+  const line = (name: keyof SweepPoint): [number, number | null][] => points.map((point) => [point.strength, (point[name] as number | null) ?? null]);
   return (
     <section class="sweep">
       <header class="inline wrap">
@@ -316,8 +318,8 @@ function SweepPanel({ dictionary, prompt, edits, setEdits }: SweepPanelProps) {
       {error && <Problem error={error} />}
       {points.length > 1 && (
         <div class="charts">
-          <Lines title="Effect: log-probability of promoted tokens" x="strength" series={[{ name: "effect", style: "steered", points: line("effect") }]} levels={[{ y: 0, name: "" }]} marks={marks} dots chosen={at?.strength ?? null} choose={setChosen} />
-          <Lines title="Surprise of the text (NLL)" x="strength" series={[{ name: "NLL", style: "plain", points: line("nll") }]} levels={ends && ends.plain !== null ? [{ y: ends.plain, name: "plain" }] : []} marks={marks} dots chosen={at?.strength ?? null} choose={setChosen} />
+          <Lines title="Effect: log-probability of promoted tokens" x="strength" series={[{ name: "this feature", style: "steered", points: line("effect") }, ...(points.some((point) => point.random_effect != null) ? [{ name: ends?.random != null ? `random (${ends.random})` : "random", style: "random", points: line("random_effect") }] : [])]} levels={[{ y: 0, name: "" }]} marks={marks} dots chosen={at?.strength ?? null} choose={setChosen} />
+          <Lines title="Surprise of the text (NLL)" x="strength" series={[{ name: "NLL", style: "plain", points: line("nll") }]} levels={[...(ends && ends.plain !== null ? [{ y: ends.plain, name: "plain" }] : []), ...(ends && ends.limit !== null ? [{ y: ends.limit, name: "limit" }] : [])]} marks={marks} dots chosen={at?.strength ?? null} choose={setChosen} />
           <Lines title="Repetition" x="strength" series={[{ name: "repetition", style: "plain", points: line("repetition") }]} marks={marks} dots chosen={at?.strength ?? null} choose={setChosen} />
         </div>
       )}

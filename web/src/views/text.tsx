@@ -220,7 +220,7 @@ function Active({ dictionary, found, known, shade, setShade, token }: ActiveProp
 }
 
 const BarCell = ({ value, most }: { value: number; most: number }) => (
-  <td class="numeric bar-cell"><i style={{ width: `${(100 * value) / most}%` }} />{figure(value)}</td>
+  <td class="numeric bar-cell"><i style={{ transform: `scaleX(${(value / most).toFixed(3)})` }} />{figure(value)}</td>
 );
 
 function gather(found: [LiveText | null, LiveText | null]): Active[] {

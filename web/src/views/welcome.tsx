@@ -32,6 +32,9 @@ export function Welcome({ session, dictionary }: { session: Session; dictionary:
           ))}
         </tbody>
       </table>
+      {session.unavailable?.map((one) => (
+        <p class="problem"><strong>{one.key} cannot be looked at now.</strong> {one.error} {one.remedy}</p>
+      ))}
       <p><a class="button primary" href={to(dictionary, "features")} onClick={() => seen.set(true)}>Look at the features</a></p>
 
       <h2>How to read it</h2>
