@@ -288,7 +288,7 @@ class TableRow extends Component<RowProps> {
 
   render({ index, top, row, columns, sort, current, selected, path, toggle, open }: RowProps) {
     const where = { transform: `translateY(${top}px)` };
-    const name = `grid-row${index % 2 ? " odd" : ""}${current ? " current" : ""}${selected ? " selected" : ""}`;
+    const name = `grid-row${index % 2 ? " odd" : ""}${current ? " current" : ""}${selected ? " selected" : ""}${row && !row.label ? " unlabelled" : ""}`;
     if (!row) return <div role="row" class={`${name} awaited`} aria-rowindex={index + 2} style={where}><div role="gridcell" class="cell" /></div>;
     return (
       <div role="row" class={name} aria-rowindex={index + 2} aria-selected={selected} style={where} onClick={(event) => (event.target as Element).closest("a, input") || open(index)}>
