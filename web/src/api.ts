@@ -74,6 +74,7 @@ function write(method: string, url: string, body?: unknown, signal?: AbortSignal
 async function* lines<T extends { error?: string }>(response: Response): AsyncGenerator<T> {
   const reader = response.body!.pipeThrough(new TextDecoderStream()).getReader();
   let rest = "";
+  let ended = false;
   try {
     for (;;) {
       const { done, value } = await reader.read();
@@ -86,10 +87,10 @@ async function* lines<T extends { error?: string }>(response: Response): AsyncGe
         if (line.error) throw new ApiError(line.error, 200, line.remedy ?? "");
         yield line;
       }
-      if (done) return;
+      if ((ended = done)) return;
     }
   } finally {
-    reader.cancel().catch(() => {});
+    if (!ended) reader.cancel().catch(() => {});
   }
 }
 
@@ -142,6 +143,9 @@ export const api = {
     return answer.json().catch(() => ({}));
   },
 };
+
+/** What is wrong with a list's name, if anything; the address of a list ends at a slash. */
+export const nameProblem = (name: string): string => (!name ? "A list needs a name." : name.includes("/") ? "A list's name cannot hold a slash." : "");
 
 const list = (d: Dictionary, name: string) => `${base(d)}/lists/${encodeURIComponent(name)}`;
 

@@ -6,7 +6,7 @@ import { count } from "./format";
 import { useKeys } from "./keys";
 import { Dialog } from "./parts/dialog";
 import { Hints } from "./parts/hints";
-import { Problem } from "./parts/problem";
+import { Guarded, Problem } from "./parts/problem";
 import { Toasts } from "./parts/toasts";
 import { go, usePlace } from "./router";
 import { lastKey, seen, session } from "./state";
@@ -109,7 +109,9 @@ export function App() {
         ) : !found ? (
           place.path !== "/" && <Problem error={new ApiError("There is nothing at this address.", 404, "Choose a view above.")} />
         ) : (
-          <View key={found.key} dictionary={found} view={view} rest={rest} query={place.query} />
+          <Guarded key={`${found.key} ${view}`}>
+            <View dictionary={found} view={view} rest={rest} query={place.query} />
+          </Guarded>
         )}
       </main>
       {open === "keys" && <KeysDialog close={() => setOpen(null)} />}

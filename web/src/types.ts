@@ -233,9 +233,9 @@ export interface Evaluation {
 }
 
 export interface RunFacts {
-  recipe: string;
-  manifest: Record<string, unknown>;
+  recipe: string | null;
+  manifest: Record<string, unknown> | null;
   evaluation: Evaluation | null;
-  training: Record<string, number>[];
-  report: string;
+  training: Record<string, number>[] | null;
+  report: string | null;
 }

@@ -58,7 +58,7 @@ export function Lines({ title, series, x, marks = [], levels = [], log, dots, he
         <b>{title}</b>
         {nearest !== null && (
           <span class="reading">
-            {x} {figure(nearest, 4)}:{" "}
+            {x} {nearest >= 1000 ? count(nearest) : figure(nearest)}:{" "}
             {series.map((line) => {
               const y = line.points.find(([one]) => one === nearest)?.[1] ?? null;
               return <span class={line.style}>{series.length > 1 && `${line.name} `}{figure(y)} </span>;
@@ -90,7 +90,7 @@ export function Lines({ title, series, x, marks = [], levels = [], log, dots, he
         {levels.filter((level) => seen(level.y)).map((level) => (
           <g class="level">
             <line x1={LEFT} x2={right} y1={py(level.y)} y2={py(level.y)} />
-            <text x={right} y={py(level.y) - 3} text-anchor="end">{level.name}</text>
+            <text x={LEFT + 3} y={py(level.y) - 3}>{level.name}</text>
           </g>
         ))}
         {marks.map((mark) => (

@@ -57,7 +57,7 @@ export function MapInset({ dictionary, latent }: { dictionary: Dictionary; laten
   }, [places, latent, isDark]);
   return (
     <a href={`/d${pathOf(dictionary)}/map?at=${latent}`} aria-label={`Latent ${latent} on the map`}>
-      <canvas ref={canvas} class="inset" width={2 * SIZE[0]} height={2 * SIZE[1]} />
+      <canvas ref={canvas} aria-hidden="true" class="inset" width={2 * SIZE[0]} height={2 * SIZE[1]} />
     </a>
   );
 }

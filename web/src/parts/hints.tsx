@@ -13,6 +13,8 @@ export function Hints() {
     };
     const showFor = (event: Event) => {
       const target = (event.target as Element).closest?.("[data-hint]") ?? null;
+      // typing in a field needs no box over what is below it
+      if (event.type === "focusin" && /^(INPUT|TEXTAREA|SELECT)$/.test((event.target as Element).tagName)) return;
       if (target === over) return;
       over = target;
       const text = target?.getAttribute("data-hint");

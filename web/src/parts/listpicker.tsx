@@ -1,5 +1,5 @@
 import { useRef, useState } from "preact/hooks";
-import { api } from "../api";
+import { api, nameProblem } from "../api";
 import { count } from "../format";
 import { useLoad } from "../store";
 import type { Dictionary } from "../types";
@@ -31,7 +31,9 @@ export function ListPicker({ dictionary, latents, close }: { dictionary: Diction
         onSubmit={(event) => {
           event.preventDefault();
           const to = name.current!.value.trim();
-          if (to) void add(to);
+          const problem = nameProblem(to);
+          if (problem) say(problem, true);
+          else void add(to);
         }}
       >
         <label class="field grow"><span>New list</span><input ref={name} maxLength={100} autocomplete="off" /></label>

@@ -1,7 +1,7 @@
 /** Lists of features, and the way out for labels, notes and lists. */
 
 import { useRef, useState } from "preact/hooks";
-import { api, pathOf } from "../api";
+import { api, nameProblem, pathOf } from "../api";
 import { count } from "../format";
 import { Dialog } from "../parts/dialog";
 import { Problem } from "../parts/problem";
@@ -46,7 +46,8 @@ export function Lists({ dictionary }: { dictionary: Dictionary }) {
             event.preventDefault();
             const wanted = latents.current!.value.split(/[\s,;]+/).filter(Boolean).map(Number);
             const to = name.current!.value.trim();
-            if (!to || wanted.some((one) => !Number.isInteger(one) || one < 0 || one >= dictionary.n_latents)) return say(`A list needs a name, and latents from 0 to ${count(dictionary.n_latents - 1)}.`, true);
+            if (nameProblem(to)) return say(nameProblem(to), true);
+            if (wanted.some((one) => !Number.isInteger(one) || one < 0 || one >= dictionary.n_latents)) return say(`Latents are numbers from 0 to ${count(dictionary.n_latents - 1)}.`, true);
             void act(api.setList(dictionary, to, wanted), `Made “${to}”.`);
             event.currentTarget.reset();
           }}

@@ -41,7 +41,7 @@ export function Run({ dictionary }: { dictionary: Dictionary }) {
       {data.evaluation?.methods ? <Metrics evaluation={data.evaluation} /> : <p class="empty">This dictionary has not been evaluated. <code>sparsight evaluate</code> does that.</p>}
       {data.evaluation?.verdicts && data.evaluation.verdicts.length > 0 && <Verdicts evaluation={data.evaluation} />}
       {data.evaluation?.stability && <Stability stability={data.evaluation.stability} />}
-      {data.training.length > 1 && <Training training={data.training} />}
+      {data.training && data.training.length > 1 && <Training training={data.training} />}
       <Provenance facts={data} />
       {data.report && <details class="report"><summary><h2>The report, as written</h2></summary><Markdown text={data.report} /></details>}
     </div>
@@ -125,7 +125,7 @@ function Stability({ stability }: { stability: NonNullable<Evaluation["stability
   );
 }
 
-function Training({ training }: { training: RunFacts["training"] }) {
+function Training({ training }: { training: Record<string, number>[] }) {
   const there = CURVES.filter(([name]) => training.some((row) => Number.isFinite(row[name])) && new Set(training.map((row) => row[name])).size > 1);
   return (
     <section>
@@ -140,7 +140,7 @@ function Training({ training }: { training: RunFacts["training"] }) {
 }
 
 function Provenance({ facts }: { facts: RunFacts }) {
-  const { steps, ...rest } = facts.manifest as { steps?: Record<string, { seconds: number; finished: string }> };
+  const { steps, ...rest } = (facts.manifest ?? {}) as { steps?: Record<string, { seconds: number; finished: string }> };
   return (
     <section class="provenance">
       <h2>Provenance</h2>
@@ -150,8 +150,8 @@ function Provenance({ facts }: { facts: RunFacts }) {
         </ol>
       )}
       <div class="pair">
-        <div><h3>Manifest</h3><dl class="tree"><Tree value={rest} /></dl></div>
-        <div><h3>Recipe</h3><pre class="recipe" tabIndex={0} aria-label="Recipe"><Toml text={facts.recipe} /></pre></div>
+        <div><h3>Manifest</h3>{facts.manifest ? <dl class="tree"><Tree value={rest} /></dl> : <p class="dim">This run has none.</p>}</div>
+        <div><h3>Recipe</h3><pre class="recipe" tabIndex={0} aria-label="Recipe"><Toml text={facts.recipe ?? ""} /></pre></div>
       </div>
     </section>
   );

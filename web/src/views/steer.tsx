@@ -249,8 +249,8 @@ function Arms({ outcome, prompt, busy, options }: { outcome: Outcome; prompt: st
               ))}
               {busy && written.length < options.max_new_tokens && <i class="caret" />}
             </p>
-            {arm === "random" && outcome.random.length > 0 && <p class="dim">Latents {outcome.random.join(", ")} instead.</p>}
-            {arm === "prompt" && outcome.control && <p class="dim">Put before the prompt: “{outcome.control}”</p>}
+            {arm === "random" && outcome.random.length > 0 && <p class="dim">{outcome.random.length === 1 ? "Latent" : "Latents"} {outcome.random.join(", ")} instead.</p>}
+            {arm === "prompt" && outcome.control && <p class="dim">It was asked: “{outcome.control}”</p>}
           </section>
         );
       })}
@@ -313,13 +313,14 @@ function SweepPanel({ dictionary, prompt, edits, setEdits }: SweepPanelProps) {
           </select>
         )}
         <span class="dim">{edit.mode} latent {edit.latent} at {STRENGTHS[edit.unit].length} strengths ({UNITS.find(([unit]) => unit === edit.unit)![1]})</span>
+        {points.length > 0 && <span class="dim" data-hint="Effect: mean change of the promoted tokens' log-probability, nats; surprise: mean negative log-likelihood of what was written under the model without edits; repetition: share of what was written before">what is measured</span>}
         {busy ? <button onClick={() => stop.current?.abort()}>Stop</button> : <button disabled={!prompt.trim() || edit.mode === "ablate" || edit.mode === "scale"} onClick={() => void run()}>Sweep</button>}
       </header>
       {error && <Problem error={error} />}
       {points.length > 1 && (
         <div class="charts">
-          <Lines title="Effect: log-probability of promoted tokens" x="strength" series={[{ name: "this feature", style: "steered", points: line("effect") }, ...(points.some((point) => point.random_effect != null) ? [{ name: ends?.random != null ? `random (${ends.random})` : "random", style: "random", points: line("random_effect") }] : [])]} levels={[{ y: 0, name: "" }]} marks={marks} dots chosen={at?.strength ?? null} choose={setChosen} />
-          <Lines title="Surprise of the text (NLL)" x="strength" series={[{ name: "NLL", style: "plain", points: line("nll") }]} levels={[...(ends && ends.plain !== null ? [{ y: ends.plain, name: "plain" }] : []), ...(ends && ends.limit !== null ? [{ y: ends.limit, name: "limit" }] : [])]} marks={marks} dots chosen={at?.strength ?? null} choose={setChosen} />
+          <Lines title="Effect on promoted tokens" x="strength" series={[{ name: "this feature", style: "steered", points: line("effect") }, ...(points.some((point) => point.random_effect != null) ? [{ name: ends?.random != null ? `random (${ends.random})` : "random", style: "random", points: line("random_effect") }] : [])]} levels={[{ y: 0, name: "" }]} marks={marks} dots chosen={at?.strength ?? null} choose={setChosen} />
+          <Lines title="Surprise (NLL)" x="strength" series={[{ name: "NLL", style: "plain", points: line("nll") }]} levels={[...(ends && ends.plain !== null ? [{ y: ends.plain, name: "plain" }] : []), ...(ends && ends.limit !== null ? [{ y: ends.limit, name: "limit" }] : [])]} marks={marks} dots chosen={at?.strength ?? null} choose={setChosen} />
           <Lines title="Repetition" x="strength" series={[{ name: "repetition", style: "plain", points: line("repetition") }]} marks={marks} dots chosen={at?.strength ?? null} choose={setChosen} />
         </div>
       )}
