@@ -2,13 +2,16 @@
 
 from sparsight.features.config import IndexConfig
 from sparsight.features.contexts import Band, Context, quantile_contexts, random_contexts, top_contexts
+from sparsight.features.editing import LatentEditor
 from sparsight.features.index import FeatureIndex, Partner, TokenWeights
 from sparsight.features.live import LiveText, check_sae_fits, read_text, read_texts
 from sparsight.features.logits import logit_weights
+from sparsight.features.matched import matched_edits, matched_latents, matching_traits
 from sparsight.features.neuronpedia import PASSAGES_PER_LATENT, neuronpedia_batches
+from sparsight.features.steered import Arm, Steered, describe_edit, show_summary, show_sweep
 from sparsight.features.steering import ARMS, SCOPES, SteerConfig, SteerEvent, Steering, steer
 from sparsight.features.strength import UNITS, EditRequest, mean_norm, parse_edit, strength_of
-from sparsight.features.sweep import Sweep, SweepPoint, sweep, sweep_points
+from sparsight.features.sweeping import Sweep, SweepPoint, continuation, repetition_of, sweep, sweep_points
 from sparsight.features.table import feature_table, write_feature_table
 from sparsight.features.tokens import printable, readable_tokens
 from sparsight.features.writer import FeatureIndexWriter
@@ -18,23 +21,31 @@ __all__ = [
     "PASSAGES_PER_LATENT",
     "SCOPES",
     "UNITS",
+    "Arm",
     "Band",
     "Context",
     "EditRequest",
     "FeatureIndex",
     "FeatureIndexWriter",
     "IndexConfig",
+    "LatentEditor",
     "LiveText",
     "Partner",
     "SteerConfig",
     "SteerEvent",
+    "Steered",
     "Steering",
     "Sweep",
     "SweepPoint",
     "TokenWeights",
     "check_sae_fits",
+    "continuation",
+    "describe_edit",
     "feature_table",
     "logit_weights",
+    "matched_edits",
+    "matched_latents",
+    "matching_traits",
     "mean_norm",
     "neuronpedia_batches",
     "parse_edit",
@@ -44,6 +55,9 @@ __all__ = [
     "read_text",
     "read_texts",
     "readable_tokens",
+    "repetition_of",
+    "show_summary",
+    "show_sweep",
     "steer",
     "strength_of",
     "sweep",
