@@ -10,7 +10,7 @@ from sparsight.features.matched import matched_edits, matched_latents, matching_
 from sparsight.features.neuronpedia import PASSAGES_PER_LATENT, neuronpedia_batches
 from sparsight.features.steered import Arm, Steered, describe_edit, show_summary, show_sweep
 from sparsight.features.steering import ARMS, SCOPES, SteerConfig, SteerEvent, Steering, steer
-from sparsight.features.strength import UNITS, EditRequest, mean_norm, parse_edit, strength_of
+from sparsight.features.strength import NORM_TOKENS, UNITS, EditRequest, mean_norm, parse_edit, strength_of
 from sparsight.features.sweeping import Sweep, SweepPoint, continuation, repetition_of, sweep, sweep_points
 from sparsight.features.table import feature_table, write_feature_table
 from sparsight.features.tokens import printable, readable_tokens
@@ -18,6 +18,7 @@ from sparsight.features.writer import FeatureIndexWriter
 
 __all__ = [
     "ARMS",
+    "NORM_TOKENS",
     "PASSAGES_PER_LATENT",
     "SCOPES",
     "UNITS",

@@ -17,7 +17,7 @@ from sparsight.sae import LatentEdit, SparseAutoencoder
 
 __all__ = ["matched_edits", "matched_latents", "matching_traits"]
 
-# A random latent is drawn from so many nearest ones: few enough to be alike, enough to be random.
+# A random latent is drawn from so many nearest ones, of a small dictionary from a quarter: few enough to be alike, enough to be random.
 NEAREST = 20
 # Two directions of 576 numbers have a cosine of 0.3 by chance about once in 10^12.
 MOST_COSINE = 0.3
@@ -66,7 +66,7 @@ def matched_latents(
     if len(candidates) < n:
         raise SteeringError(f"{len(candidates)} latents are left to match latent {latent} with; {n} are needed.")
     distance = np.square(traits[candidates] - traits[latent]).sum(1)
-    nearest = candidates[np.argsort(distance, kind="stable")[: max(n, NEAREST)]]
+    nearest = candidates[np.argsort(distance, kind="stable")[: max(n, min(NEAREST, len(candidates) // 4))]]
     return np.random.default_rng((seed, latent)).choice(nearest, n, replace=False)
 
 

@@ -57,10 +57,10 @@ class SteerConfig:
     """Whether the prompt goes into the tokenizer's chat template, as the user's message."""
 
     def __post_init__(self) -> None:
-        if self.max_new_tokens < 1 or not 0 <= self.temperature <= 10:
+        if self.max_new_tokens < 1 or not 0 <= self.temperature <= 10 or not 0 <= self.seed < 2**63:
             raise SteeringError(
-                f"max_new_tokens = {self.max_new_tokens}, temperature = {self.temperature}; "
-                "expected at least 1 token and a temperature from 0 to 10."
+                f"max_new_tokens = {self.max_new_tokens}, temperature = {self.temperature}, seed = {self.seed}; "
+                "expected at least 1 token, a temperature from 0 to 10 and a seed from 0 up."
             )
         if self.scope not in SCOPES:
             raise SteeringError(f"scope = {self.scope!r}; expected one of {', '.join(SCOPES)}.")

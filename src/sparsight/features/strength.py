@@ -17,7 +17,7 @@ from sparsight.features.index import FeatureIndex
 from sparsight.lm import LanguageModel, Piece, make_batches
 from sparsight.sae import EDIT_MODES, LatentEdit, SparseAutoencoder
 
-__all__ = ["UNITS", "EditRequest", "mean_norm", "p99_of", "parse_edit", "strength_of"]
+__all__ = ["NORM_TOKENS", "UNITS", "EditRequest", "mean_norm", "p99_of", "parse_edit", "strength_of"]
 
 UNITS = ("p99", "norm", "raw")
 # Held-out tokens over which the mean length is taken where the index does not hold it: two seconds of a small model on a CPU.
