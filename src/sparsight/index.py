@@ -14,7 +14,7 @@ from torch import Tensor
 
 from sparsight.activations import ActivationStore
 from sparsight.errors import ActivationError, MetricError, SAEError
-from sparsight.features import FeatureIndex, FeatureIndexWriter, IndexConfig, logit_weights
+from sparsight.features import NORM_TOKENS, FeatureIndex, FeatureIndexWriter, IndexConfig, logit_weights
 from sparsight.lm import LanguageModel
 from sparsight.metrics import CrossMoments, SeedPartners, flat_tokens, seed_partners
 from sparsight.sae import SparseAutoencoder, SparseLatents, untrained_directions
@@ -73,9 +73,18 @@ def build_index(
                 "model": store.model,
                 "split": "heldout",
                 "why_no_logits": why_no_logits,
+                "mean_norm": _mean_norm(store, target_hook_point or hook_point),
                 "seed_chance_cosine": None if partners is None else partners.chance_cosine,
             }
         )
+
+
+def _mean_norm(store: ActivationStore, hook_point: str) -> float | None:
+    """Mean length of the activations that edits act on, over the first held-out rows; None where the store lacks them."""
+    if hook_point not in store.hook_points:
+        return None
+    batch = next(iter(store.batches("heldout", NORM_TOKENS, hook_points=[hook_point])))
+    return float(batch[hook_point].float().norm(dim=1).mean())
 
 
 class _SeedComparison:

@@ -3,6 +3,7 @@
     features/ID/
       index.json              format, version, n_tokens (measured), config, arrays (dtype and shape of each), about (architecture, n_latents,
                               hook_point, target_hook_point, model, split, why_no_logits: empty when they are there,
+                              mean_norm: mean length of the target's held-out activations, null or absent where unknown,
                               seed_chance_cosine: null without a second seed)
       piece_tokens.npy        int32   [tokens]      the held-out pieces of text end to end, masked tokens included
       piece_offsets.npy       int64   [pieces + 1]  piece i is piece_tokens[offsets[i]:offsets[i+1]]
