@@ -8,7 +8,7 @@ from sparsight.features.logits import logit_weights
 from sparsight.features.neuronpedia import PASSAGES_PER_LATENT, neuronpedia_batches
 from sparsight.features.table import feature_table, write_feature_table
 from sparsight.features.tokens import printable, readable_tokens
-from sparsight.features.writer import FeatureIndexWriter
+from sparsight.features.writer import FeatureIndexWriter, Grouped
 
 __all__ = [
     "COLUMNS",
@@ -20,6 +20,7 @@ __all__ = [
     "Context",
     "FeatureIndex",
     "FeatureIndexWriter",
+    "Grouped",
     "IndexConfig",
     "Partner",
     "TokenWeights",
