@@ -17,7 +17,7 @@ from sparsight.features.strength import NORM_TOKENS, UNITS, EditRequest, mean_no
 from sparsight.features.sweeping import Sweep, SweepPoint, continuation, repetition_of, sweep, sweep_points
 from sparsight.features.table import feature_table, write_feature_table
 from sparsight.features.tokens import printable, readable_tokens
-from sparsight.features.writer import FeatureIndexWriter
+from sparsight.features.writer import FeatureIndexWriter, Grouped
 
 __all__ = [
     "ARMS",
@@ -36,6 +36,7 @@ __all__ = [
     "FeatureIndex",
     "FeatureIndexWriter",
     "FeatureList",
+    "Grouped",
     "IndexConfig",
     "Label",
     "LatentEditor",
