@@ -6,7 +6,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 # Installed first and pinned: a later resolver would otherwise pull another build with gigabytes of GPU packages.
 TORCH ?= torch==2.13.0
 
-.PHONY: demo test lint install bench bench-growth bench-optimisers bench-quality bench-dictionaries reference-job check-peers clean
+.PHONY: demo test lint install bench bench-growth bench-optimisers bench-quality bench-dictionaries bench-steering reference-job check-peers clean
 
 demo: $(VENV)/.installed
 	$(BIN)/sparsight run recipes/demo.toml
@@ -46,6 +46,10 @@ bench-quality: demo
 # Which architecture finds a planted dictionary; parts: make bench-dictionaries BENCH="--parts sparse k --seeds 0".
 bench-dictionaries: $(VENV)/.installed
 	$(BIN)/python benchmarks/known_dictionaries.py $(BENCH)
+
+# Do edits of 80 features move their promoted tokens more than edits of matched random latents? About a quarter of an hour.
+bench-steering: demo
+	$(BIN)/python benchmarks/steering.py runs/demo
 
 # The founding job's speed, on a CUDA GPU: torch from its CUDA index first (TORCH), and the kernels of Qwen3.5's linear attention.
 reference-job: $(VENV)/.installed

@@ -233,7 +233,7 @@ def test_half_precision_values_are_what_the_statistics_describe(store, tmp_path)
 def test_a_failed_build_leaves_nothing_and_a_taken_path_is_refused(store, index, tmp_path, monkeypatch):
     with pytest.raises(RunError, match="exists already"):
         build_index(identity_sae(), store, path=index.path, hook_point=HOOK)
-    monkeypatch.setattr("sparsight.index.logit_weights", lambda *_: 1 / 0)
+    monkeypatch.setattr("sparsight.features.evidence.logit_weights", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         build_index(identity_sae(), store, tiny_model(), path=tmp_path / "other", hook_point=HOOK)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["index", "store"]

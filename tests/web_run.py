@@ -70,7 +70,9 @@ def write_index(path: Path, hostile: np.ndarray, *, every_array: bool = True, se
             writer.set_arrays(_arrays(rng, hostile))
         about = {"architecture": "topk", "n_latents": N_LATENTS, "hook_point": "layers.2.mlp"}
         about |= {"target_hook_point": "layers.2.mlp", "model": {}, "split": "heldout", "why_no_logits": ""}
-        return writer.finish(about | {"seed_chance_cosine": 0.1, "position_tokens": [40, 40, 80, 160, 320, 640, 720, 0]})
+        return writer.finish(
+            about | {"seed_chance_cosine": 0.1, "position_tokens": [40, 40, 80, 160, 320, 640, 720, 0]}
+        )
 
 
 def _arrays(rng: np.random.Generator, hostile: np.ndarray) -> dict[str, np.ndarray]:

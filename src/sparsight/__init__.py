@@ -18,6 +18,7 @@ _HOMES = {
     "FeatureIndex": "sparsight.features",
     "IndexConfig": "sparsight.features",
     "LanguageModel": "sparsight.lm",
+    "LatentEdit": "sparsight.sae",
     "ModelConfig": "sparsight.lm",
     "ProbingConfig": "sparsight.metrics",
     "ProbingReport": "sparsight.metrics",
@@ -26,6 +27,7 @@ _HOMES = {
     "SAEConfig": "sparsight.sae",
     "SparseAutoencoder": "sparsight.sae",
     "SparsightError": "sparsight.errors",
+    "SteerConfig": "sparsight.features",
     "StoreSource": "sparsight.activations",
     "TextConfig": "sparsight.lm",
     "TrainConfig": "sparsight.recipe",
@@ -38,11 +40,14 @@ _HOMES = {
     "make_plan": "sparsight.plan",
     "probe_saes": "sparsight.probe",
     "publish_run": "sparsight.publish",
+    "read_text": "sparsight.features",
     "serve_runs": "sparsight.serve",
     "run_study": "sparsight.study",
     "show_latent": "sparsight.show",
     "show_overview": "sparsight.show",
     "show_text": "sparsight.show",
+    "steer_text": "sparsight.steer",
+    "sweep_text": "sparsight.steer",
     "train_sae": "sparsight.train",
     "train_saes": "sparsight.train",
 }
@@ -55,7 +60,7 @@ if TYPE_CHECKING:
     from sparsight.convert import convert_sae, load_sae
     from sparsight.errors import SparsightError
     from sparsight.evaluate import evaluate_sae
-    from sparsight.features import FeatureIndex, IndexConfig
+    from sparsight.features import FeatureIndex, IndexConfig, SteerConfig, read_text
     from sparsight.index import build_index
     from sparsight.lm import LanguageModel, ModelConfig, TextConfig
     from sparsight.metrics import EvalReport, EvaluateConfig, ProbingConfig, ProbingReport
@@ -64,9 +69,10 @@ if TYPE_CHECKING:
     from sparsight.publication import PublishConfig
     from sparsight.publish import publish_run
     from sparsight.recipe import Recipe, TrainConfig, load_recipe
-    from sparsight.sae import SAEConfig, SparseAutoencoder
+    from sparsight.sae import LatentEdit, SAEConfig, SparseAutoencoder
     from sparsight.serve import serve_runs
     from sparsight.show import show_latent, show_overview, show_text
+    from sparsight.steer import steer_text, sweep_text
     from sparsight.study import run_study
     from sparsight.train import train_sae, train_saes
 

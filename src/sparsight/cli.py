@@ -152,14 +152,16 @@ class Index:
 
 @dataclass(frozen=True)
 class Show:
-    """Show a run's features: an overview, one latent, or what your own text makes fire."""
+    """Show a run's features: an overview, one latent, or what your own texts make fire."""
 
     run: Positional[Path]
     """A run directory."""
     latent: Positional[int | None] = None
     """Number of a latent."""
-    text: str | None = None
-    """Your own text; lists which features fire on which token."""
+    text: UseAppendAction[tuple[str, ...]] = ()
+    """Your own text; lists which features fire on which token. May be repeated, to compare texts."""
+    texts: Path | None = None
+    """A file of texts, one a line."""
     sae: str | None = None
     """The SAE's id; default the first."""
     html: Path | None = None
@@ -180,11 +182,70 @@ class Show:
             study.export_html(self.sae, self.html, latents=numbers, list_name=self.list)
             print(self.html)
             return
+        texts = [*self.text, *_lines(self.texts)]
         print(
             Study.reopen(RunDir.open(self.run)).show(
-                self.sae, latent=self.latent, text=self.text, color=sys.stdout.isatty()
+                self.sae, latent=self.latent, texts=texts, color=sys.stdout.isatty()
             )
         )
+
+
+@dataclass(frozen=True)
+class Steer:
+    """Continue prompts with latents edited, beside the model as it is, random latents and an instruction in words."""
+
+    run: Positional[Path]
+    """A run directory."""
+    feature: UseAppendAction[Annotated[tuple[str, ...], arg(metavar="LATENT:MODE[:STRENGTH]")]]
+    """An edit: 12:add:2p99, 12:clamp:0.5norm, 12:scale:0.5, 7:ablate. May be repeated; all apply at once."""
+    prompt: UseAppendAction[tuple[str, ...]] = ()
+    """A text to go on from; may be repeated."""
+    prompts: Path | None = None
+    """A file of prompts, one a line."""
+    sae: str | None = None
+    """The SAE's id; default the first."""
+    sweep: str = ""
+    """Strengths to try the edit at, such as 1,2,4,8, in the unit that --feature names."""
+    tokens: int = 40
+    """Tokens to generate per arm, at most."""
+    temperature: float = 0.0
+    """0 takes the most likely token."""
+    seed: int = 0
+    """Of the draws and of the choice of random latents."""
+    scope: Literal["both", "prompt", "generation"] = "both"
+    """Which positions are edited: the prompt's, the generated tokens', or both."""
+    controls: Literal["both", "random", "prompt", "none"] = "both"
+    """Arms beside plain and steered."""
+    instruction: str = ""
+    """What the prompt arm asks for, in place of the promoted tokens."""
+    chat: FlagCreatePairsOff[bool] = False
+    """Put each prompt into the model's chat template."""
+    json: FlagCreatePairsOff[bool] = False
+    """Print JSON lines: one a token, then one a prompt."""
+
+    def __call__(self, stop: StopFlag) -> None:
+        from sparsight.features import SteerConfig
+        from sparsight.steer import steer_run
+
+        config = SteerConfig(
+            max_new_tokens=self.tokens,
+            temperature=self.temperature,
+            seed=self.seed,
+            scope=self.scope,
+            controls={"both": ("random", "prompt"), "none": ()}.get(self.controls, (self.controls,)),
+            chat=self.chat,
+        )
+        for block in steer_run(
+            RunDir.open(self.run),
+            [*self.prompt, *_lines(self.prompts)],
+            self.feature,
+            config,
+            sae_id=self.sae,
+            strengths=_numbers(self.sweep),
+            instruction=self.instruction,
+            as_json=self.json,
+        ):
+            print(block, flush=True)
 
 
 @dataclass(frozen=True)
@@ -284,7 +345,25 @@ class Serve:
         serve_runs(self.runs, config, on_start=lambda url: print(f"Open {url}\nCtrl-C stops it.", flush=True))
 
 
-_COMMANDS = (Run, Plan, Collect, Evaluate, Probe, Index, Show, Convert, Publish, Serve)
+def _lines(path: Path | None) -> list[str]:
+    """A file's lines that hold something; none without a file."""
+    if path is None:
+        return []
+    try:
+        return [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    except UnicodeDecodeError:
+        raise SparsightError(f"`{path}` is no UTF-8 text. Expected one text a line.") from None
+
+
+def _numbers(text: str) -> list[float]:
+    """Numbers with commas between them."""
+    try:
+        return [float(number) for number in text.split(",") if number.strip()]
+    except ValueError:
+        raise SparsightError(f"--sweep takes numbers such as 1,2,4,8; not {text!r}.") from None
+
+
+_COMMANDS = (Run, Plan, Collect, Evaluate, Probe, Index, Show, Steer, Convert, Publish, Serve)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

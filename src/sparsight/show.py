@@ -2,7 +2,7 @@
 
     show_overview   a sample of latents: the densest, the typical, the rare, each with its tokens and one passage
     show_latent     one latent: numbers, promoted and suppressed tokens, top, banded and random passages
-    show_text       one's own text: which latents fire on which token, and how well each token is rebuilt
+    show_text       one's own texts: which latents fire on which token, how well each token is rebuilt, where texts differ
 
 Active tokens have a coloured background by strength where `color` is set, else marks ⟦like this⟧. Tokens are made
 printable first (see features/tokens.py), so no text can act on the terminal.
@@ -16,10 +16,12 @@ import numpy as np
 from sparsight.features import (
     Context,
     FeatureIndex,
+    LiveText,
     TokenWeights,
+    printable,
     quantile_contexts,
     random_contexts,
-    read_text,
+    read_texts,
     readable_tokens,
     top_contexts,
 )
@@ -34,6 +36,8 @@ BLOCKS = " ▁▂▃▄▅▆▇█"
 TOKEN_COLUMNS = 22
 # A latent active once shows nothing about itself; the rare of the overview are active at least this often, if any is.
 LEAST_ACTIVE = 5
+# Of several texts.
+COMPARED_LATENTS = 12
 
 
 def show_overview(index: FeatureIndex, tokenizer: Any, *, n_each: int = 5, color: bool = False) -> str:
@@ -98,7 +102,7 @@ def show_latent(
 def show_text(
     sae: SparseAutoencoder,
     model: LanguageModel,
-    text: str,
+    text: str | Sequence[str],
     *,
     hook_point: str,
     target_hook_point: str = "",
@@ -108,9 +112,23 @@ def show_text(
 ) -> str:
     """The latents that fire on each token of a text, strongest first; with `index` also a word each promotes.
 
-    Raises TextError when the text has no tokens, SAEError when the SAE does not fit the hook point.
+    Several texts are shown one after the other, then the latents that differ most between them. Raises TextError when a text
+    has no tokens, SAEError when the SAE does not fit the hook point.
     """
-    live = read_text(sae, model, text, hook_point=hook_point, target_hook_point=target_hook_point)
+    texts = [text] if isinstance(text, str) else list(text)
+    read = read_texts(sae, model, texts, hook_point=hook_point, target_hook_point=target_hook_point)
+    blocks = []
+    for number, live in enumerate(read, 1):
+        head = [f"Text {number}: {_clip(printable(live.text), 100)}"] if len(read) > 1 else []
+        blocks.append("\n".join([*head, *_text_rows(live, model, index, per_token, color)]) + "\n")
+    if len(read) > 1:
+        blocks.append(_compared(read, model, index))
+    return "\n".join(blocks)
+
+
+def _text_rows(
+    live: LiveText, model: LanguageModel, index: FeatureIndex | None, per_token: int, color: bool
+) -> list[str]:
     lines = ["token                     error   L0  latents: value, strongest first   (error = |x - x_hat| / |x|)"]
     for row, token in enumerate(readable_tokens(model.tokenizer, live.token_ids)):
         name = f"{_clip(token, TOKEN_COLUMNS):<{TOKEN_COLUMNS}}"
@@ -122,6 +140,25 @@ def show_text(
             for i in range(min(per_token, int(live.l0[row])))
         ]
         lines.append(f"{name}  {live.error[row]:>7.3f} {live.l0[row]:>4}  {'  '.join(fired)}")
+    return lines
+
+
+def _compared(read: Sequence[LiveText], model: LanguageModel, index: FeatureIndex | None) -> str:
+    """Each text's means, and the latents whose strongest activations differ most between the texts."""
+    lines = ["text   tokens  error   L0  (means, without special tokens)"]
+    for number, live in enumerate(read, 1):
+        real = ~live.special
+        if real.any():
+            lines.append(f"{number:>4}  {real.sum():>7} {live.error[real].mean():>6.3f} {live.l0[real].mean():>4.0f}")
+    strongest = np.stack([live.strongest() for live in read])
+    spread = strongest.max(0) - strongest.min(0)
+    latents = np.argsort(-spread, kind="stable")[:COMPARED_LATENTS]
+    numbered = "".join(f"{f'text {number}':>9}" for number in range(1, len(read) + 1))
+    lines += ["", "Latents that differ most, by their strongest activation:", f"  latent  {numbered}"]
+    for latent in map(int, latents[spread[latents] > 0]):
+        values = "".join(f"{value:>9.3g}" for value in strongest[:, latent])
+        promoted = index.promoted(latent).token_ids[:4] if index is not None and index.has_logits else []
+        lines.append(f"{latent:>8}  {values}  {' '.join(_quoted(model.tokenizer, promoted))}".rstrip())
     return "\n".join(lines) + "\n"
 
 

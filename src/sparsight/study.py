@@ -76,18 +76,18 @@ class Study:
         return cls(load_recipe(run.recipe), run)
 
     def show(
-        self, sae_id: str | None, *, latent: int | None = None, text: str | None = None, color: bool = False
+        self, sae_id: str | None, *, latent: int | None = None, texts: Sequence[str] = (), color: bool = False
     ) -> str:
-        """What a person looks at: an overview of one SAE's features, one latent, or what a text makes fire."""
+        """What a person looks at: an overview of one SAE's features, one latent, or what texts make fire."""
         sae = self.saes.chosen(sae_id)[0]
         index = FeatureIndex.open(self.run.features(sae.id))
-        if text is not None:
+        if texts:
             names = [sae.hook_point, *filter(None, [sae.target_hook_point])]
             model = LanguageModel.load(self.recipe.model, hook_points=names)
             return show_text(
                 self.saes.load(sae, self._device()),
                 model,
-                text,
+                texts,
                 hook_point=sae.hook_point,
                 target_hook_point=sae.target_hook_point,
                 index=index,

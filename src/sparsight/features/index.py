@@ -1,9 +1,7 @@
 """FeatureIndex: every activation of every latent on held-out text, grouped by latent, memory-mapped.
 
     features/ID/
-      index.json              format, version, n_tokens (measured), config, arrays (dtype and shape of each), about (architecture, n_latents,
-                              hook_point, target_hook_point, model, split, why_no_logits: empty when they are there,
-                              seed_chance_cosine: null without a second seed)
+      index.json              format, version 2, n_tokens (measured), config, arrays (dtype and shape of each), about (below)
       piece_tokens.npy        int32   [tokens]      the held-out pieces of text end to end, masked tokens included
       piece_offsets.npy       int64   [pieces + 1]  piece i is piece_tokens[offsets[i]:offsets[i+1]]
       piece_documents.npy     int64   [pieces]      document id
@@ -16,12 +14,31 @@
       maximum.npy, mean.npy   float32 [latents]     of the active values; 0 for a latent never active
       quantiles.npy           float32 [latents, quantiles]  of the active values
       histogram.npy           int64   [latents, bins]       of the active values, equal bins from 0 to the maximum
+    Version 1 ends here, but for the logits and the second seed. Numbers are NaN and tokens, latents and clusters -1 where there are none.
+      token_purity.npy, token_entropy.npy, position_bits.npy  float32 [latents]     see statistics/places.py for these and their
+      chance_*.npy            float32 [latents]     controls: chance_token_purity, _token_entropy, _lift (the strongest), _position_bits
+      top_token.npy           int32   [latents]     the token that it is most often active on
+      lift_tokens.npy, lift_counts.npy   int32 [latents, 5]  next tokens, strongest lift first, and how often each followed
+      lift_values.npy         float32 [latents, 5]  log2 of how many times as often as after any token, shrunk
+      position_bins.npy       int64   [latents, 8]  activations by offset in the document: 0, 1, 2-3, ..., 32-63, 64 and beyond
+      decoder_neighbours.npy, encoder_neighbours.npy  int32 [latents, 10]  nearest first, among latents that were active;
+      decoder_cosines.npy, encoder_cosines.npy        float32 [latents, 10]
+      coactive_latents.npy    int32   [latents, 10] active on the same tokens more often than chance, strongest first;
+      coactive_pmi.npy, coactive_jaccard.npy  float32 [latents, 10]  see statistics/coactivation.py
+      cluster.npy             int32   [latents]     community of the neighbour graph, 0 the largest (statistics/communities.py)
+      map.npy                 float32 [latents, 2]  a place on the plane (statistics/layout.py); absent: about.why_no_map
+      output_score.npy        float32 [latents]     statistics/outputs.py; absent without a language model, NaN where not measured
       promoted_tokens.npy, suppressed_tokens.npy    int32   [latents, n]  largest and smallest logit weights first
       promoted_weights.npy, suppressed_weights.npy  float32 [latents, n]  (all four absent without a language model)
       seed_cosine.npy         float32 [latents]     the largest cosine of its direction with one of the second seed's
       seed_cosine_latent.npy  int32   [latents]     that latent of the second seed (both absent without a second seed)
       seed_correlation.npy    float32 [latents]     the largest correlation over the measured tokens; NaN if never active
       seed_correlation_latent.npy  int32 [latents]  with that latent (both absent also for very wide dictionaries)
+
+`about`: architecture, n_latents, hook_point, target_hook_point, model, split; why_no_logits and why_no_map, empty when they are there;
+seed_chance_cosine, null without a second seed; mean_norm, the mean length of an activation at the target hook point (null where that is not what is
+read); position_tokens, the measured tokens by bin of position; chance_cosine {decoder, encoder}, what the nearest of as many random directions has;
+coactive, clusters, map and output_score: what each was measured on, and its control.
 
 A token's place in piece_tokens is its row number everywhere, so that its piece, document, position and token id need
 no columns of their own. The arrays never change once written; a folder appears whole or not at all.
@@ -31,19 +48,18 @@ milliseconds without the SAE or the language model.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from sparsight.artifact import read_json
 from sparsight.errors import RunError, StoreError
+from sparsight.features.storage import ARRAYS, read_folder
 
 __all__ = [
-    "FORMAT",
     "LOGIT_ARRAYS",
-    "VERSION",
     "Cluster",
     "Coactive",
     "FeatureIndex",
@@ -51,26 +67,8 @@ __all__ = [
     "TokenWeights",
 ]
 
-FORMAT = "sparsight.features"
-VERSION = 2
-# Version 1 is version 2 without the arrays that came with it, all of which may be absent.
-READ_VERSIONS = (1, 2)
-ARRAYS = (
-    "piece_tokens",
-    "piece_offsets",
-    "piece_documents",
-    "piece_starts",
-    "measured",
-    "latent_offsets",
-    "activation_tokens",
-    "activation_values",
-    "n_documents",
-    "maximum",
-    "mean",
-    "quantiles",
-    "histogram",
-)
 PARTNER_ARRAYS = ("seed_cosine", "seed_cosine_latent", "seed_correlation", "seed_correlation_latent")
+_NOT_BY_LATENT = ARRAYS[: ARRAYS.index("n_documents")]
 LOGIT_ARRAYS = ("promoted_tokens", "promoted_weights", "suppressed_tokens", "suppressed_weights")
 
 
@@ -147,29 +145,8 @@ class FeatureIndex:
     @classmethod
     def open(cls, path: str | Path) -> "FeatureIndex":
         """Memory-map an index. Raises RunError when there is none, StoreError when it is damaged."""
-        path = Path(path)
-        if not (path / "index.json").is_file():
-            raise RunError(f"`{path}` holds no feature index (no index.json). Build one with `sparsight index`.")
-        description = read_json(path / "index.json")
-        found = (description.get("format"), description.get("version")) if isinstance(description, dict) else None
-        if found not in [(FORMAT, version) for version in READ_VERSIONS]:
-            raise StoreError(
-                f"`{path}` has format {found}; expected {(FORMAT, VERSION)}. Delete it and rebuild it with `sparsight index`."
-            )
-        try:
-            listed = {name: (entry["dtype"], tuple(entry["shape"])) for name, entry in description["arrays"].items()}
-            missing = [name for name in ARRAYS if name not in listed]
-            if missing:
-                raise StoreError(
-                    f"`{path}/index.json` lacks {', '.join(missing)}. Delete the folder and rebuild it with `sparsight index`."
-                )
-            arrays = {name: _map(path / f"{name}.npy", *expected) for name, expected in listed.items()}
-            index = cls(path, description, arrays)
-        except (KeyError, TypeError, AttributeError) as error:
-            raise StoreError(
-                f"`{path}/index.json` is garbled ({error}). Delete the folder and rebuild it with `sparsight index`."
-            ) from None
-        index._check_offsets()
+        index = cls(Path(path), *read_folder(Path(path)))
+        index._check()
         return index
 
     @property
@@ -224,7 +201,8 @@ class FeatureIndex:
     ) -> tuple[Int[np.ndarray, " n"], Float[np.ndarray, " n"]] | None:
         """The latents whose directions (or inputs) are nearest, and their cosines; None where they were not computed."""
         self.check_latent(latent)
-        return self._ranked(latent, f"{side}_neighbours", f"{side}_cosines")
+        found = self._ranked(latent, f"{side}_neighbours", f"{side}_cosines")
+        return None if found is None else (found[0], found[1])
 
     def coactive(self, latent: int) -> Coactive | None:
         """The latents active on the same tokens more often than chance; None where they were not counted."""
@@ -253,7 +231,7 @@ class FeatureIndex:
             return None
         order = np.argsort(of_latent, kind="stable")
         bounds = np.searchsorted(of_latent[order], np.arange(of_latent.max(initial=-1) + 2))
-        return [Cluster(i, order[a:b]) for i, (a, b) in enumerate(zip(bounds, bounds[1:], strict=False))]
+        return [Cluster(i, order[a:b]) for i, (a, b) in enumerate(pairwise(bounds))]
 
     def check_latent(self, latent: int) -> None:
         """Raises RunError when there is no such latent."""
@@ -278,24 +256,16 @@ class FeatureIndex:
             weights=np.asarray(self.arrays[f"{kind}_weights"][latent]),
         )
 
-    def _check_offsets(self) -> None:
+    def _check(self) -> None:
+        """Raises StoreError when arrays do not fit together, which would show one latent's evidence as another's."""
+        damaged = [
+            name for name in self.arrays if name not in _NOT_BY_LATENT and len(self.arrays[name]) != self.n_latents
+        ]
         for name, items in (("latent_offsets", self.activation_tokens), ("piece_offsets", self.piece_tokens)):
             offsets = getattr(self, name)
             if not len(offsets) or offsets[0] != 0 or offsets[-1] != len(items) or (np.diff(offsets) < 0).any():
-                raise StoreError(
-                    f"`{self.path}/{name}.npy` is damaged. Delete `{self.path}` and rebuild it with `sparsight index`."
-                )
-
-
-def _map(path: Path, dtype: str, shape: tuple[int, ...]) -> np.ndarray:
-    try:
-        array = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        reason = "is missing" if isinstance(error, FileNotFoundError) else f"is damaged ({error})"
-        raise StoreError(f"`{path}` {reason}. Delete `{path.parent}` and rebuild it with `sparsight index`.") from None
-    if (str(array.dtype), array.shape) != (dtype, shape):
-        raise StoreError(
-            f"`{path}` holds {array.dtype} {array.shape}; index.json says {dtype} {shape}. "
-            f"Delete `{path.parent}` and rebuild it with `sparsight index`."
-        )
-    return array
+                damaged.append(name)
+        if damaged:
+            raise StoreError(
+                f"`{self.path}/{damaged[0]}.npy` is damaged. Delete `{self.path}` and rebuild it with `sparsight index`."
+            )

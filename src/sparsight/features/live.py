@@ -41,6 +41,15 @@ class LiveText:
     """|x - x_hat| / |x|."""
     l0: Int[np.ndarray, " n"]
     """Active latents per token."""
+    n_latents: int
+    """Of the SAE."""
+
+    def strongest(self) -> Float[np.ndarray, " latents"]:
+        """Each latent's largest activation on the text, special tokens apart; 0 for those that never fire."""
+        found = np.zeros(self.n_latents, np.float32)
+        real = ~self.special
+        np.maximum.at(found, self.indices[real].ravel(), self.values[real].ravel())
+        return found
 
 
 def read_text(
@@ -84,6 +93,7 @@ def read_texts(
                 indices=latents.indices.gather(1, order).int().cpu().numpy(),
                 values=values.float().cpu().numpy(),
                 error=error.cpu().numpy(),
+                n_latents=sae.n_latents,
                 l0=(values > 0).sum(1).int().cpu().numpy(),
             )
     return [found[number] for number in range(len(texts))]

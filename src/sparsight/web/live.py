@@ -142,11 +142,10 @@ def sweep_lines(
                 whole = ended.value
                 break
             names = ("strength", "effect", "random_effect", "nll", "repetition")
-            yield {name: number(getattr(point, name)) for name in names} | {"text": point.text}
+            yield {name: number(getattr(point, name)) for name in names} | {"broken": point.broken, "text": point.text}
         names = ("sweet_spot", "breaks_at", "nll_plain", "repetition_plain", "nll_limit", "repetition_limit")
-        yield {"done": True, "random_latent": whole.random_latent} | {
-            name: number(getattr(whole, name)) for name in names
-        }
+        ending = {"done": True, "random_latent": whole.random_latent, "plain_text": whole.plain_text}
+        yield ending | {name: number(getattr(whole, name)) for name in names}
 
 
 def _places(dictionary: Dictionary) -> dict[str, str]:
