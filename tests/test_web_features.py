@@ -116,8 +116,11 @@ def test_a_feature_page_says_what_the_index_holds(client, index):
     assert [row["latent"] for row in found["neighbours"]["decoder"]] == [10, 11, 12]
     assert found["neighbours"]["encoder"] == []
     assert [(row["latent"], row["pmi"]) for row in found["coactive"]] == [(10, 4), (11, 3)]
-    assert [row["value"] for row in found["lift"]] == [5, 4]
-    assert found["position"]["bins"] == list(range(8))
+    lift = index.lift(9)
+    assert [row["value"] for row in found["lift"]] == pytest.approx(lift.weights.tolist(), rel=1e-5)
+    assert sum(found["position"]["bins"]) == found["columns"]["n_active"]
+    assert sum(found["position"]["baseline"]) == index.n_tokens
+    assert found["chance"]["token_purity"] == pytest.approx(float(index.arrays["chance_token_purity"][9]), rel=1e-5)
     assert found["position"]["names"] == ["0", "1", "2-3", "4-7", "8-15", "16-31", "32-63", "64+"]
     assert found["map"] == [9, -9]
     assert (found["cluster"]["id"], found["cluster"]["size"]) == (0, 40)

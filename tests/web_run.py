@@ -1,5 +1,6 @@
 """A small run made by hand, for the explorer: latents that fire on known tokens, strings from hostile people, every array of an index."""
 
+import json
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,6 +14,7 @@ from transformers import AutoTokenizer
 from conftest import recipe_text
 from sparsight.activations import PieceTable
 from sparsight.features import FeatureIndex, FeatureIndexWriter, IndexConfig
+from sparsight.features.storage import ARRAYS
 from sparsight.recipe import dump_recipe, load_recipe
 from sparsight.sae import SAEConfig, SparseAutoencoder
 from sparsight.web.app import make_app
@@ -66,13 +68,21 @@ def write_index(path: Path, hostile: np.ndarray, *, every_array: bool = True, se
         writer.add(places, (ids[places, None] - FIRST).astype(np.int64), values)
         beside = np.flatnonzero(ids >= FIRST + DEAD)
         writer.add(beside, np.full((len(beside), 1), 5), np.full((len(beside), 1), 9, np.float32))
-        if every_array:
-            writer.set_arrays(_arrays(rng, hostile))
+        text = writer.group().text
+        writer.set_arrays(_arrays(rng, hostile))
         about = {"architecture": "topk", "n_latents": N_LATENTS, "hook_point": "layers.2.mlp"}
-        about |= {"target_hook_point": "layers.2.mlp", "model": {}, "split": "heldout", "why_no_logits": ""}
-        return writer.finish(
-            about | {"seed_chance_cosine": 0.1, "position_tokens": [40, 40, 80, 160, 320, 640, 720, 0]}
-        )
+        about |= {
+            "target_hook_point": "layers.2.mlp",
+            "model": {},
+            "split": "heldout",
+            "why_no_logits": "",
+            "why_no_map": "",
+        }
+        about |= {"seed_chance_cosine": 0.1, "position_tokens": text.position_tokens().tolist()}
+        index = writer.finish(about)
+    if not every_array:
+        _as_version_1(path)
+    return index
 
 
 def _arrays(rng: np.random.Generator, hostile: np.ndarray) -> dict[str, np.ndarray]:
@@ -80,29 +90,31 @@ def _arrays(rng: np.random.Generator, hostile: np.ndarray) -> dict[str, np.ndarr
     promoted = (FIRST + (np.arange(n)[:, None] + np.arange(10)) % DEAD).astype(np.int32)
     promoted[5, : len(hostile)] = hostile
     falling = np.tile(np.linspace(3, 1, 10, dtype=np.float32), (n, 1))
-    purity = rng.uniform(0, 1, n).astype(np.float32)
-    purity[DEAD] = np.nan
     return {
         "promoted_tokens": promoted,
         "promoted_weights": falling,
         "suppressed_tokens": promoted[::-1].copy(),
         "suppressed_weights": -falling,
-        "token_purity": purity,
-        "top_token": np.where(np.arange(n) == DEAD, -1, FIRST + np.arange(n)).astype(np.int32),
         "decoder_neighbours": near.astype(np.int32),
         "decoder_cosines": np.tile(np.float32([0.9, 0.8, 0.7]), (n, 1)),
         "coactive_latents": np.where(np.arange(3) < 2, near, -1).astype(np.int32),
         "coactive_pmi": np.tile(np.float32([4, 3, np.nan]), (n, 1)),
         "coactive_jaccard": np.tile(np.float32([0.5, 0.25, np.nan]), (n, 1)),
-        "lift_tokens": np.tile(np.int32([301, 302, -1, -1, -1]), (n, 1)),
-        "lift_values": np.tile(np.float32([5, 4, np.nan, np.nan, np.nan]), (n, 1)),
-        "position_bins": np.tile(np.arange(8), (n, 1)),
-        "position_bits": np.full(n, 0.25, np.float32),
         "cluster": np.where(np.arange(n) < 40, 0, np.where(np.arange(n) < 60, 1, -1)).astype(np.int32),
         "map": np.stack([np.arange(n), -np.arange(n)], 1).astype(np.float32),
         "seed_cosine": rng.uniform(0, 1, n).astype(np.float32),
         "seed_cosine_latent": np.arange(n, dtype=np.int32),
     }
+
+
+def _as_version_1(path: Path) -> None:
+    """What an index of before has: neither what came with version 2, nor promoted tokens, nor a second seed."""
+    description = json.loads((path / "index.json").read_text())
+    description["version"] = 1
+    for name in set(description["arrays"]) - set(ARRAYS):
+        del description["arrays"][name]
+        (path / f"{name}.npy").unlink()
+    (path / "index.json").write_text(json.dumps(description))
 
 
 def make_client(run: Path) -> TestClient:

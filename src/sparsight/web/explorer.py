@@ -13,10 +13,23 @@ from sparsight.lm import resolve_checkpoint
 from sparsight.recipe import Recipe, load_recipe
 from sparsight.web.dictionary import Dictionary
 from sparsight.web.live import LiveModel
-from sparsight.web.replies import Refusal
+from sparsight.web.replies import Refusal, finite
 from sparsight.web.words import Words
 
 __all__ = ["Explorer"]
+
+# what the index says its numbers were measured on, and their controls
+_ABOUT = (
+    "why_no_logits",
+    "why_no_map",
+    "mean_norm",
+    "chance_cosine",
+    "seed_chance_cosine",
+    "coactive",
+    "clusters",
+    "map",
+    "output_score",
+)
 
 
 class Explorer:
@@ -96,6 +109,7 @@ def _described(dictionary: Dictionary) -> dict[str, Any]:
         "live": dictionary.is_live,
         "has_map": "map" in index.arrays,
         "has_logits": index.has_logits,
+        "about": finite({name: index.about[name] for name in _ABOUT if name in index.about}),
         "columns": [
             {"name": column.name, "title": column.title, "description": column.description, "kind": column.kind}
             for column in opened.columns.values()

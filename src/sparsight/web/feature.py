@@ -37,6 +37,7 @@ def feature_json(dictionary: Dictionary, opened: Opened, latent: int) -> dict[st
     return {
         "latent": latent,
         "columns": {name: column_json(opened, name, here)[0] for name in opened.columns},
+        "chance": _chance(opened, latent),
         "label": label_json(labels[0]) if labels else None,
         "labels": [label_json(label) for label in labels],
         "note": notes.note(latent),
@@ -105,6 +106,18 @@ def clusters_json(opened: Opened) -> list[dict[str, Any]]:
             }
         )
     return found
+
+
+def _chance(opened: Opened, latent: int) -> dict[str, float | None]:
+    """What chance gives in place of this latent's numbers, by column; the cosine of the nearest is the dictionary's."""
+    index = opened.index
+    found = {
+        name.removeprefix("chance_"): number(float(array[latent]))
+        for name, array in index.arrays.items()
+        if name.startswith("chance_")
+    }
+    nearest, seed = index.about.get("chance_cosine") or {}, index.about.get("seed_chance_cosine")
+    return found | {"decoder_cosine": number(nearest.get("decoder")), "seed_cosine": number(seed)}
 
 
 def _context(opened: Opened, context: Context) -> dict[str, Any]:

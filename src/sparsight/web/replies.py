@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from starlette.responses import Response
 
-__all__ = ["Json", "Refusal", "failure", "number", "numbers"]
+__all__ = ["Json", "Refusal", "failure", "finite", "number", "numbers"]
 
 
 class Json(Response):
@@ -59,3 +59,12 @@ def numbers(values: np.ndarray) -> list[Any]:
     if values.dtype.kind in "iub":
         return values.tolist()
     return [number(value) for value in values.tolist()]
+
+
+def finite(value: Any) -> Any:
+    """The same with null for NaN and infinity, which a stranger's JSON may hold and ours may not."""
+    if isinstance(value, dict):
+        return {key: finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,13 +1,12 @@
 """A run as its own files tell it: recipe, provenance, evaluation with its controls, training curves, report."""
 
-import math
 from typing import Any
 
 from sparsight.artifact import RunDir, read_json, read_jsonl
 from sparsight.errors import SparsightError
 from sparsight.metrics import EvalReport
 from sparsight.web.dictionary import Dictionary
-from sparsight.web.replies import Refusal
+from sparsight.web.replies import Refusal, finite
 
 __all__ = ["run_json"]
 
@@ -22,9 +21,9 @@ def run_json(dictionary: Dictionary) -> dict[str, Any]:
     try:
         return {
             "recipe": run.recipe.read_text(encoding="utf-8"),
-            "manifest": _finite(read_json(run.manifest)) if run.manifest.is_file() else None,
+            "manifest": finite(read_json(run.manifest)) if run.manifest.is_file() else None,
             "evaluation": _evaluation(run, name),
-            "training": _thinned([_finite(record) for record in read_jsonl(run.sae(name) / "training.jsonl")]),
+            "training": _thinned([finite(record) for record in read_jsonl(run.sae(name) / "training.jsonl")]),
             "report": run.report.read_text(encoding="utf-8") if run.report.is_file() else "",
         }
     except (SparsightError, OSError, UnicodeDecodeError) as error:
@@ -37,7 +36,7 @@ def _evaluation(run: RunDir, name: str) -> dict[str, Any] | None:
     if not path.is_file():
         return None
     report = EvalReport.load(path)
-    return _finite(report.to_json()) | {"markdown": report.markdown()}
+    return finite(report.to_json()) | {"markdown": report.markdown()}
 
 
 def _thinned(records: list[Any]) -> list[Any]:
@@ -46,12 +45,3 @@ def _thinned(records: list[Any]) -> list[Any]:
     if n <= _MOST_POINTS:
         return records
     return [records[round(i * (n - 1) / (_MOST_POINTS - 1))] for i in range(_MOST_POINTS)]
-
-
-def _finite(value: Any) -> Any:
-    """The same with null for NaN and infinity, which a stranger's JSON may hold and ours may not."""
-    if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
