@@ -23,6 +23,16 @@ export interface Dictionary {
   live: boolean;
   has_map: boolean;
   has_logits: boolean;
+  /** What the index says its numbers were measured on, and their controls. */
+  about?: {
+    why_no_map?: string;
+    why_no_logits?: string;
+    map?: { method: string; by: string; trustworthiness: number; low: number; high: number; chance: number } | null;
+    clusters?: { number: number; modularity: number; chance_modularity: number } | null;
+    coactive?: { pmi: number; chance_pmi: number } | null;
+    chance_cosine?: { decoder?: number | null; encoder?: number | null } | null;
+    output_score?: { mean: number; chance: number } | null;
+  };
   columns: Column[];
 }
 
@@ -90,6 +100,8 @@ export interface Partner {
 export interface Feature {
   latent: number;
   columns: Record<string, Value>;
+  /** What chance gives in place of a column. */
+  chance?: Record<string, number | null>;
   label: Label | null;
   labels: Label[];
   note: string;
@@ -195,6 +207,7 @@ export interface SweepPoint {
   random_effect?: number | null;
   nll: number | null;
   repetition: number | null;
+  broken?: boolean;
   text: string;
 }
 

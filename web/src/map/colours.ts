@@ -21,7 +21,7 @@ export function ramp(share: number, isDark: boolean): Colour {
 /** A hue per cluster, by the golden angle, so that numbers that are near have hues that are far. */
 export function hue(id: number, isDark: boolean): Colour {
   const h = (id * 137.508) % 360;
-  const [s, l] = isDark ? [0.55, 0.62] : [0.6, 0.42];
+  const [s, l] = isDark ? [0.55, 0.62] : [0.52, 0.5];
   const c = (1 - Math.abs(2 * l - 1)) * s;
   return [0, 8, 4].map((n) => {
     const k = (n + h / 30) % 12;

@@ -36,6 +36,16 @@ export interface View {
   zoom: number;
 }
 
+interface Box {
+  x0: number;
+  y0: number;
+  x1: number;
+  y1: number;
+}
+
+// The share of points on each side that the first view may leave out.
+const OUTLYING = 0.01;
+
 export class Scatter {
   view: View = { x: 0, y: 0, zoom: 1 };
   private gl!: WebGL2RenderingContext;
@@ -44,7 +54,8 @@ export class Scatter {
   private buffers: { place: WebGLBuffer; colour: WebGLBuffer } | null = null;
   private uniforms: Record<string, WebGLUniformLocation | null> = {};
   private frame = 0;
-  private box = { x0: -1, y0: -1, x1: 1, y1: 1 };
+  private box: Box = { x0: -1, y0: -1, x1: 1, y1: 1 };
+  private core: Box = this.box;
   private starts = new Int32Array();
   private members = new Int32Array();
 
@@ -113,12 +124,17 @@ export class Scatter {
     return [this.places[2 * i]!, this.places[2 * i + 1]!];
   }
 
-  /** All points in view, with a margin. */
+  /** Nearly all points in view: a far island of a few would leave the rest no room. A second time: all of them. */
   fit(): void {
-    const { x0, x1, y0, y1 } = this.box;
-    const { clientWidth: width, clientHeight: height } = this.canvas;
-    this.view = { x: (x0 + x1) / 2, y: (y0 + y1) / 2, zoom: 0.92 * Math.min(width / (x1 - x0 || 1), height / (y1 - y0 || 1)) };
+    const near = this.viewOf(this.core);
+    const same = Math.abs(near.x - this.view.x) + Math.abs(near.y - this.view.y) < 1e-9 && near.zoom === this.view.zoom;
+    this.view = same ? this.viewOf(this.box) : near;
     this.redraw();
+  }
+
+  private viewOf({ x0, x1, y0, y1 }: Box): View {
+    const { clientWidth: width, clientHeight: height } = this.canvas;
+    return { x: (x0 + x1) / 2, y: (y0 + y1) / 2, zoom: 0.9 * Math.min(width / (x1 - x0 || 1), height / (y1 - y0 || 1)) };
   }
 
   toScreen(x: number, y: number): [number, number] {
@@ -145,7 +161,7 @@ export class Scatter {
 
   /** Radius of a point in CSS pixels: smaller where there are many, growing as one comes closer. */
   get radius(): number {
-    const { x0, x1, y0, y1 } = this.box;
+    const { x0, x1, y0, y1 } = this.core;
     const room = this.view.zoom * Math.sqrt(((x1 - x0) * (y1 - y0)) / Math.max(1, this.n));
     return Math.max(0.9, Math.min(7, 0.32 * room));
   }
@@ -228,6 +244,7 @@ export class Scatter {
       box.y1 = Math.max(box.y1, y);
     }
     this.box = box.x0 > box.x1 ? { x0: -1, y0: -1, x1: 1, y1: 1 } : box;
+    this.core = this.inner();
     const cells = new Int32Array(n);
     this.starts = new Int32Array(CELLS * CELLS + 1);
     for (let i = 0; i < n; i++) {
@@ -238,6 +255,17 @@ export class Scatter {
     const next = this.starts.slice();
     this.members = new Int32Array(n);
     for (let i = 0; i < n; i++) this.members[next[cells[i]!]!++] = i;
+  }
+
+  private inner(): Box {
+    const sorted = (axis: number) => Float32Array.from({ length: this.n }, (_, i) => this.places[2 * i + axis]!).filter((value) => value < 1e9).sort();
+    const span = (of: Float32Array): [number, number] => {
+      const [low, high] = [of[Math.floor(OUTLYING * of.length)] ?? -1, of[Math.ceil((1 - OUTLYING) * of.length) - 1] ?? 1];
+      const room = 0.06 * (high - low || 1);
+      return [Math.max(low - room, of[0] ?? -1), Math.min(high + room, of.at(-1) ?? 1)];
+    };
+    const [[x0, x1], [y0, y1]] = [span(sorted(0)), span(sorted(1))];
+    return { x0, x1, y0, y1 };
   }
 
   private visit(x0: number, y0: number, x1: number, y1: number, act: (i: number) => void): void {

@@ -202,6 +202,7 @@ function verdictOf(found: Record<string, unknown>): string {
 }
 
 function Numbers({ dictionary, feature }: { dictionary: Dictionary; feature: Feature }) {
+  const chance: Record<string, number | null> | undefined = dictionary.about?.output_score ? { output_score: dictionary.about.output_score.chance, ...feature.chance } : feature.chance;
   return (
     <dl class="numbers">
       {dictionary.columns.filter((column) => column.name !== "cluster" && !(column.kind === "flag" && !feature.columns[column.name])).map((column) => {
@@ -209,7 +210,10 @@ function Numbers({ dictionary, feature }: { dictionary: Dictionary; feature: Fea
         return (
           <div data-hint={column.description}>
             <dt>{column.title}</dt>
-            <dd>{column.kind === "token" && typeof value === "string" ? <Token text={value} /> : show(value, column.kind)}</dd>
+            <dd>
+              {column.kind === "token" && typeof value === "string" ? <Token text={value} /> : show(value, column.kind)}
+              {typeof chance?.[column.name] === "number" && value !== null && <span class="chance" data-hint="What chance gives in its place">chance {show(chance[column.name], column.kind)}</span>}
+            </dd>
           </div>
         );
       })}
@@ -283,6 +287,8 @@ const PassageList = ({ title, hint, list, maximum, inline }: PassageListProps) =
 
 function Rail({ dictionary, feature, again }: { dictionary: Dictionary; feature: Feature; again: () => void }) {
   const { promoted, suppressed, lift, neighbours, coactive, position, partner } = feature;
+  const about = dictionary.about;
+  const beside = (value: number | null | undefined) => (typeof value === "number" ? ` By chance ${figure(value, 2)}.` : "");
   const link = (latent: number) => `/d${pathOf(dictionary)}/feature/${latent}`;
   return (
     <>
@@ -298,9 +304,9 @@ function Rail({ dictionary, feature, again }: { dictionary: Dictionary; feature:
       )}
       {lift?.length > 0 && <section><h3 data-hint="Tokens that follow it more often than they follow any token, as log2 of the ratio, in the held-out text">What comes next (bits of lift)</h3><Weights items={lift.map(({ token, value }) => ({ token, value }))} /></section>}
       {position && <section><h3 data-hint="How often it is active at each position of a document, relative to how many tokens are there">Position in the document</h3><Positions {...position} /></section>}
-      <Relatives title="Nearest directions" hint="Cosine with other latents' decoder directions" link={link} items={neighbours?.decoder?.map((one) => ({ ...one, shown: figure(one.value, 2) }))} />
-      <Relatives title="Nearest detectors" hint="Cosine with other latents' encoder directions" link={link} items={neighbours?.encoder?.map((one) => ({ ...one, shown: figure(one.value, 2) }))} folded />
-      <Relatives title="Active together" hint="Latents active on the same tokens more than chance, by pointwise mutual information (bits)" link={link} items={coactive?.map((one) => ({ ...one, shown: figure(one.pmi, 2), hint: `PMI ${figure(one.pmi)} bits, Jaccard ${figure(one.jaccard)}` }))} />
+      <Relatives title="Nearest directions" hint={`Cosine with other latents' decoder directions.${beside(about?.chance_cosine?.decoder)}`} link={link} items={neighbours?.decoder?.map((one) => ({ ...one, shown: figure(one.value, 2) }))} />
+      <Relatives title="Nearest detectors" hint={`Cosine with other latents' encoder directions.${beside(about?.chance_cosine?.encoder)}`} link={link} items={neighbours?.encoder?.map((one) => ({ ...one, shown: figure(one.value, 2) }))} folded />
+      <Relatives title="Active together" hint={`Latents active on the same tokens more often than chance: pointwise mutual information, bits.${about?.coactive ? ` Mean of the nearest ${figure(about.coactive.pmi, 2)}; by chance ${figure(about.coactive.chance_pmi, 2)}.` : ""}`} link={link} items={coactive?.map((one) => ({ ...one, shown: figure(one.pmi, 2), hint: `PMI ${figure(one.pmi)} bits, Jaccard ${figure(one.jaccard)}` }))} />
       {partner && (
         <section>
           <h3 data-hint="The same SAE trained from another seed: features that it has too are less likely to be accidents">In the second seed</h3>

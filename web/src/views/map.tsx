@@ -2,7 +2,7 @@
 
 import { useEffect, useMemo, useRef, useState } from "preact/hooks";
 import { api, pathOf } from "../api";
-import { count, figure, show } from "../format";
+import { count, figure, fixed, interval, show } from "../format";
 import { useKeys } from "../keys";
 import { hue, paint, ramp, scaleOf } from "../map/colours";
 import { Scatter } from "../map/scatter";
@@ -19,6 +19,7 @@ export function MapView({ dictionary, query }: { dictionary: Dictionary; query: 
     return (
       <div class="problem">
         <p><strong>This index has no map.</strong></p>
+        {dictionary.about?.why_no_map && <p>{dictionary.about.why_no_map}</p>}
         <p>A map needs the extra <code>maps</code> (umap-learn) when the index is built: <code>pip install "sparsight[maps]"</code>, then <code>sparsight index</code> again. Everything else works without it.</p>
       </div>
     );
@@ -122,7 +123,7 @@ function Plane({ dictionary, query }: { dictionary: Dictionary; query: string })
         <div class="map-tools" role="toolbar" aria-label="Map">
           <button onClick={() => middle(1.4)} aria-label="Closer" data-hint="Closer (+)">+</button>
           <button onClick={() => middle(1 / 1.4)} aria-label="Farther" data-hint="Farther (−)">−</button>
-          <button onClick={() => scatter.current?.fit()} aria-label="All in view" data-hint="All in view (0)">⤢</button>
+          <button onClick={() => scatter.current?.fit()} aria-label="All in view" data-hint="All in view (0); again for the outliers too">⤢</button>
           <button aria-pressed={tool === "lasso"} onClick={() => setTool(tool === "lasso" ? "move" : "lasso")} aria-label="Lasso" data-hint="Lasso: circle some (l, or hold Shift)">◌</button>
         </div>
         {!places.data && <p class="waiting">Drawing…</p>}
@@ -147,6 +148,7 @@ function Plane({ dictionary, query }: { dictionary: Dictionary; query: string })
           </section>
         )}
         {asked >= 0 && <Card dictionary={dictionary} latent={asked} column={column} />}
+        <Trust dictionary={dictionary} />
         <ClusterList dictionary={dictionary} clusters={clusters.data ?? []} isDark={isDark} coloured={by === "cluster"} fly={(id) => fly(scatter.current, names, id)} />
       </aside>
       {picking && chosen && <ListPicker dictionary={dictionary} latents={chosen} close={() => setPicking(false)} />}
@@ -181,7 +183,7 @@ function namesOf(clusters: Cluster[] | null, membership: Float32Array | null, pl
     .sort((a, b) => b.size - a.size);
 }
 
-const nameOf = (cluster: Cluster) => cluster.name || cluster.promoted.slice(0, 2).map((token) => token.trim()).join(" · ") || `cluster ${cluster.id}`;
+const nameOf = (cluster: Cluster) => cluster.name?.trim() || cluster.promoted.slice(0, 2).map((token) => token.trim()).join(" · ") || `cluster ${cluster.id}`;
 
 /** Rings and names follow the points. A name that would cover a larger cluster's is left out until one comes closer. */
 function arrangeOverlay(plot: Scatter, overlay: HTMLElement, { names, hover, pinned }: { names: Name[]; hover: number; pinned: number }): void {
@@ -339,6 +341,19 @@ function useSettled(dictionary: Dictionary, latent: number): { data: Feature | n
     return () => clearTimeout(timer);
   }, [latent]);
   return useLoad(`${dictionary.key} ${settled}`, () => api.feature(dictionary, settled));
+}
+
+/** How far the picture can be believed. */
+function Trust({ dictionary }: { dictionary: Dictionary }) {
+  const map = dictionary.about?.map;
+  const clusters = dictionary.about?.clusters;
+  if (!map && !clusters) return null;
+  return (
+    <p class="dim">
+      {map && <span data-hint="Whether those near each other here are near in truth: 1 always, and beside it what random places give">{map.method}, trustworthiness <b>{interval(map.trustworthiness, map.low, map.high, 2)}</b>, by chance {fixed(map.chance, 2)}. </span>}
+      {clusters && <span data-hint="How much more the clusters hold together than chance">Clusters are made from the neighbours, not from this picture: modularity <b>{fixed(clusters.modularity, 2)}</b>, by chance {fixed(clusters.chance_modularity, 2)}.</span>}
+    </p>
+  );
 }
 
 interface ClusterListProps {

@@ -326,7 +326,7 @@ function SweepPanel({ dictionary, prompt, edits, setEdits }: SweepPanelProps) {
       )}
       {at && (
         <div class="at">
-          <p class="figures">strength <b>{figure(at.strength)}</b>: effect <b>{signed(at.effect)}</b>, NLL <b>{fixed(at.nll, 2)}</b>, repetition <b>{fixed(at.repetition, 2)}</b> <button class="link" onClick={() => setEdits(edits.map((one) => (one === edit ? { ...one, strength: at.strength } : one)))}>use this strength</button></p>
+          <p class="figures">strength <b>{figure(at.strength)}</b>: effect <b>{signed(at.effect)}</b>, NLL <b>{fixed(at.nll, 2)}</b>, repetition <b>{fixed(at.repetition, 2)}</b>{at.broken && <span class="bad"> the text is broken</span>} <button class="link" onClick={() => setEdits(edits.map((one) => (one === edit ? { ...one, strength: at.strength } : one)))}>use this strength</button></p>
           <p class="whole" dir="auto"><span class="dim">{prompt}</span>{at.text}</p>
         </div>
       )}
