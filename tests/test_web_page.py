@@ -107,10 +107,10 @@ def test_the_table_sorts_filters_and_searches_and_its_address_holds_it_all(open_
     expect(page.locator(".grid-row .id").first).to_have_text("0")
     page.get_by_role("button", name="latent", exact=True).click()
     expect(page.locator(".grid-row .id").first).to_have_text(str(N_LATENTS - 1))
-    page.get_by_role("button", name="Filter by purity").click()
+    page.get_by_role("button", name="Filter by seed cosine").click()
     page.get_by_label("at least").fill("0.5")
     page.get_by_role("button", name="Apply").click()
-    expect(page.locator(".chip")).to_have_text(re.compile("purity ≥ 50.0 %"))
+    expect(page.locator(".chip")).to_have_text(re.compile("seed cosine ≥ 0.500"))
     few = int(page.locator(".total").inner_text().split(" of ")[0])
     assert 0 < few < N_LATENTS
     page.reload()

@@ -24,7 +24,7 @@ export const signed = (value: number | null | undefined, digits = 2): string =>
   value === null || value === undefined || !Number.isFinite(value) ? NONE : (value > 0 ? "+" : "") + fixed(value, digits);
 
 export const percent = (value: number | null | undefined): string =>
-  value === null || value === undefined || !Number.isFinite(value) ? NONE : `${figure(value * 100, value >= 0.9995 ? 4 : 3)} %`;
+  value === null || value === undefined || !Number.isFinite(value) ? NONE : value === 1 ? "100 %" : `${figure(value * 100, value >= 0.9995 ? 4 : 3)} %`;
 
 export function show(value: Value | undefined, kind: Kind): string {
   if (value === null || value === undefined) return NONE;

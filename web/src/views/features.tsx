@@ -57,11 +57,13 @@ export function Features({ dictionary, query }: { dictionary: Dictionary; query:
     walk.set({ key: dictionary.key, query: asked, index, total });
     go(`/d${pathOf(dictionary)}/feature/${row.latent}`);
   };
-  const toggle = (latent: number) => {
-    const next = new Set(selected);
-    if (!next.delete(latent)) next.add(latent);
-    setSelected(next);
-  };
+  // rows keep the function they were drawn with, so it may not remember what was selected then
+  const toggle = (latent: number) =>
+    setSelected((now) => {
+      const next = new Set(now);
+      if (!next.delete(latent)) next.add(latent);
+      return next;
+    });
   const move = (by: number) => total && setCursor(Math.max(0, Math.min(total - 1, cursor + by)));
   useKeys({
     j: () => move(1),
