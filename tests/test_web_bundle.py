@@ -56,12 +56,19 @@ def test_no_built_file_names_another_host(name: str) -> None:
 
 def test_the_source_never_makes_elements_from_strings() -> None:
     makers = r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|DOMParser|\beval\(|new Function|createContextualFragment"
-    found = [f"{file.name}: {word}" for file in sorted((SOURCE / "src").rglob("*.ts*")) for word in re.findall(makers, file.read_text())]
+    found = [
+        f"{file.name}: {word}"
+        for file in sorted((SOURCE / "src").rglob("*.ts*"))
+        for word in re.findall(makers, file.read_text())
+    ]
     assert found == []
 
 
 def test_licences_of_what_is_built_in_are_there() -> None:
     packages = json.loads((SOURCE / "package.json").read_text())
-    names = [*packages["dependencies"], *(name for name in packages["devDependencies"] if name.startswith("@fontsource"))]
+    names = [
+        *packages["dependencies"],
+        *(name for name in packages["devDependencies"] if name.startswith("@fontsource")),
+    ]
     licences = (BUILT / "LICENSES.txt").read_text()
     assert [name for name in names if f"{name}\n=" not in licences] == []

@@ -13,15 +13,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-
-uvicorn = pytest.importorskip("uvicorn")
-playwright = pytest.importorskip("playwright.sync_api")
+import uvicorn
 
 from sparsight.features import Label, Notes
 from sparsight.web.app import make_app
 from sparsight.web.explorer import Explorer
 from web_run import HOSTILE, N_LATENTS, make_run
 
+playwright = pytest.importorskip("playwright.sync_api")
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 FLAGS = ["--no-sandbox", "--use-gl=angle", "--use-angle=swiftshader", "--enable-unsafe-swiftshader"]
 HERE = "/d/run/topk"
@@ -155,7 +154,14 @@ def test_a_feature_shows_its_evidence(open_page):
     expect(lit).to_have_attribute("data-hint", "9.00")  # written by hand in web_run: 9 beside each hostile token
     lit.hover()
     expect(page.get_by_role("tooltip")).to_have_text("9.00")
-    for title in ("Promotes", "Suppresses", "Nearest directions", "Active together", "On the map", "In the second seed"):
+    for title in (
+        "Promotes",
+        "Suppresses",
+        "Nearest directions",
+        "Active together",
+        "On the map",
+        "In the second seed",
+    ):
         expect(page.get_by_role("heading", name=title)).to_be_visible()
     page.locator(".relatives a").first.click()
     expect(page.get_by_role("heading", level=1)).to_have_text("latent 6")
@@ -279,17 +285,23 @@ def test_every_control_has_a_name_and_no_view_is_wider_than_a_phone(open_page, p
     page = open_page(path, viewport={"width": 390, "height": 844}, has_touch=True)
     page.locator("main > *").first.wait_for()
     page.wait_for_timeout(500)
-    nameless = """() => [...document.querySelectorAll("button, a, input:not([hidden]), select, textarea, [role=grid], canvas, svg[role=img]")]
-        .filter((one) => !one.closest("[aria-hidden=true]"))
-        .filter((one) => !(one.ariaLabel || one.innerText?.trim() || [...(one.labels ?? [])].some((label) => label.innerText.trim()) || one.querySelector?.("[aria-label]")))
-        .map((one) => one.outerHTML.slice(0, 120))"""
+    nameless = """() => {
+        const controls = "button, a, input:not([hidden]), select, textarea, [role=grid], canvas, svg[role=img]";
+        const labelled = (one) => [...(one.labels ?? [])].some((label) => label.innerText.trim());
+        const named = (one) => one.ariaLabel || one.innerText?.trim() || labelled(one) || one.querySelector?.("[aria-label]");
+        const seen = [...document.querySelectorAll(controls)].filter((one) => !one.closest("[aria-hidden=true]"));
+        return seen.filter((one) => !named(one)).map((one) => one.outerHTML.slice(0, 120));
+    }"""
     assert page.evaluate(nameless) == []
     assert page.evaluate("() => document.documentElement.scrollWidth") <= 390
 
 
 def test_light_and_dark_follow_the_system_and_the_switch(open_page):
     page = open_page(f"{HERE}/lists", color_scheme="dark")
-    ground = lambda: page.evaluate("() => getComputedStyle(document.body).backgroundColor")
+
+    def ground() -> str:
+        return page.evaluate("() => getComputedStyle(document.body).backgroundColor")
+
     night = ground()
     page.get_by_role("button", name="Light colours").click()
     paper = ground()

@@ -2,7 +2,7 @@
 
 import { useEffect, useRef, useState } from "preact/hooks";
 import { api } from "../api";
-import { count, show } from "../format";
+import { count, figure } from "../format";
 import { useLoad } from "../store";
 import type { Column, Dictionary } from "../types";
 
@@ -127,8 +127,8 @@ function Range({ scale, column, low, high, set }: RangeProps) {
       <input type="range" aria-label="Lowest" min={0} max={BINS} value={first} onInput={(e) => setFrom(e.currentTarget.value === "0" ? "" : edge(Number(e.currentTarget.value)))} onChange={() => apply()} />
       <input type="range" aria-label="Highest" min={0} max={BINS} value={last} onInput={(e) => setTo(e.currentTarget.value === String(BINS) ? "" : edge(Number(e.currentTarget.value)))} onChange={() => apply()} />
       <div class="inline">
-        <label class="field"><span>at least</span><input inputMode="decimal" value={from} placeholder={show(scale.edges[0]!, column.kind)} onInput={(e) => setFrom(e.currentTarget.value)} /></label>
-        <label class="field"><span>at most</span><input inputMode="decimal" value={to} placeholder={show(scale.edges.at(-1)!, column.kind)} onInput={(e) => setTo(e.currentTarget.value)} /></label>
+        <label class="field"><span>at least</span><input inputMode="decimal" value={from} placeholder={figure(scale.edges[0]!)} onInput={(e) => setFrom(e.currentTarget.value)} /></label>
+        <label class="field"><span>at most</span><input inputMode="decimal" value={to} placeholder={figure(scale.edges.at(-1)!)} onInput={(e) => setTo(e.currentTarget.value)} /></label>
         <button class="primary">Apply</button>
       </div>
       <p class="dim">

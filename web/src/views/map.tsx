@@ -2,7 +2,7 @@
 
 import { useEffect, useMemo, useRef, useState } from "preact/hooks";
 import { api, pathOf } from "../api";
-import { count, figure, fixed, interval, show } from "../format";
+import { count, fixed, interval, percent, show } from "../format";
 import { useKeys } from "../keys";
 import { hue, paint, ramp, scaleOf } from "../map/colours";
 import { Scatter } from "../map/scatter";
@@ -147,7 +147,7 @@ function Plane({ dictionary, query }: { dictionary: Dictionary; query: string })
             </div>
           </section>
         )}
-        {asked >= 0 && <Card dictionary={dictionary} latent={asked} column={column} />}
+        {asked >= 0 ? <Card dictionary={dictionary} latent={asked} column={column} /> : <p class="card dim">Point at a latent to see what it is; click to keep it here; Enter opens it. Hold Shift to circle some.</p>}
         <Trust dictionary={dictionary} />
         <ClusterList dictionary={dictionary} clusters={clusters.data ?? []} isDark={isDark} coloured={by === "cluster"} fly={(id) => fly(scatter.current, names, id)} />
       </aside>
@@ -326,7 +326,7 @@ function Card({ dictionary, latent, column }: { dictionary: Dictionary; latent: 
           {data.label && <p><Gist of={{ label: data.label, promoted: [] }} /></p>}
           <p><Tokens tokens={data.promoted.slice(0, 6).map((one) => one.token)} /></p>
           {column && column.kind !== "cluster" && <p class="dim">{column.title} {show(data.columns[column.name], column.kind)}</p>}
-          <p class="dim">on {figure(Number(data.columns.density ?? NaN) * 100)} % of tokens</p>
+          {column?.name !== "density" && <p class="dim">on {percent(Number(data.columns.density ?? NaN))} of tokens</p>}
         </>
       )}
     </section>
