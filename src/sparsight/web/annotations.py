@@ -1,14 +1,19 @@
 """Annotations: a dictionary's labels and notes in memory, for tables of thousands of rows.
 
 Other processes write them too (the command line, another page), so each use asks the file how often it was written, and reads it again when
-that changed. Reading 131,072 labels takes a second; a change made here is therefore taken over in place.
+that changed: at once where reading is quick, else behind the answers, which are then a second or two behind. What is written here
+is taken over in place: reading 131,072 labels takes a second, and sorting and searching them has to be prepared.
 """
 
 import threading
+import time
+from bisect import bisect_left, insort
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool
+from jaxtyping import Bool, Float, Int
 
 from sparsight.features import Label, Notes
 from sparsight.web.replies import number
@@ -16,72 +21,121 @@ from sparsight.web.search import TextIndex
 
 __all__ = ["Annotations", "label_json"]
 
+_QUICK_SECONDS = 0.05
+
 
 class Annotations:
     """Labels and notes of one SAE, as they are now."""
 
-    def __init__(self, notes: Notes) -> None:
+    def __init__(self, notes: Notes, n_latents: int) -> None:
         self.file = notes
-        self._lock = threading.RLock()
-        self._read_at = -1
-        self._labels: dict[int, Label] = {}
-        self._notes: dict[int, str] = {}
-        self._text: tuple[list[int], TextIndex] | None = None
+        self._n_latents = n_latents
+        self._lock, self._reading = threading.RLock(), threading.Lock()
+        self._known, self._read_at, self._seconds, self._generation = _Known(notes, n_latents, empty=True), -1, 0.0, 0
+
+    @property
+    def version(self) -> tuple[int, int]:
+        """Stays the same as long as nothing is written, here or elsewhere."""
+        self._refresh()
+        return self.file.changes(), self._generation
 
     @property
     def labels(self) -> dict[int, Label]:
-        """Each latent's best label."""
+        """Each latent's best label; for looking up, not for going through."""
         self._refresh()
-        return self._labels
+        return self._known.labels
 
     @property
     def notes(self) -> dict[int, str]:
-        """Each latent's note."""
+        """Each latent's note, likewise."""
         self._refresh()
-        return self._notes
+        return self._known.notes
 
-    @property
-    def version(self) -> int:
-        """Stays the same as long as nothing is written."""
-        return self.file.changes()
-
-    def label(self, latent: int) -> dict[str, Any] | None:
-        """A latent's best label for JSON."""
-        found = self.labels.get(latent)
-        return None if found is None else label_json(found)
-
-    def matching(self, term: str, n_latents: int) -> Bool[np.ndarray, " latents"]:
+    def matching(self, term: str) -> Bool[np.ndarray, " latents"]:
         """Latents whose label or note holds a term."""
         self._refresh()
         with self._lock:
-            if self._text is None:
-                texts: dict[int, str] = {latent: label.text for latent, label in self._labels.items()}
-                for latent, note in self._notes.items():
-                    texts[latent] = f"{texts.get(latent, '')}\n{note}"
-                self._text = (list(texts), TextIndex(texts.values()))
-            latents, text = self._text
-        found = np.zeros(n_latents, bool)
-        found[np.array(latents, np.int64)] = text.matching(term)
-        return found
+            return self._known.text.matching(term)
 
-    def changed(self, latent: int) -> None:
-        """Take over what was just written about one latent here, unless another wrote as well."""
+    def ranks(self) -> Float[np.ndarray, " latents"]:
+        """Each latent's place in the alphabet of labels; NaN for one without."""
+        self._refresh()
         with self._lock:
-            labels, note, now = self.file.labels(latent), self.file.note(latent), self.file.changes()
-            if now != self._read_at + 1:
-                return
-            self._labels = {**self._labels, latent: labels[0]} if labels else _without(self._labels, latent)
-            self._notes = {**self._notes, latent: note} if note else _without(self._notes, latent)
-            self._text, self._read_at = None, now
+            places = np.full(self._n_latents, np.nan)
+            places[_latents(self._known.ranked)] = np.arange(len(self._known.ranked))
+            return places
+
+    def scores(self) -> Float[np.ndarray, " latents"]:
+        """Each label's score; NaN for none."""
+        self._refresh()
+        with self._lock:
+            return self._known.scores.copy()
+
+    @contextmanager
+    def change(self, latent: int | None = None) -> Iterator[Notes]:
+        """The file, to write about one latent (or only about lists) in the `with` block."""
+        with self._lock:
+            before = self.file.changes()
+            yield self.file
+            if before == self._read_at and self.file.changes() == before + 1:
+                if latent is not None:
+                    self._known.take(latent, self.file)
+                self._read_at, self._generation = before + 1, self._generation + 1
 
     def _refresh(self) -> None:
-        now = self.file.changes()
-        if now == self._read_at:
+        if self.file.changes() == self._read_at:
             return
+        if self._read_at < 0 or self._seconds < _QUICK_SECONDS:
+            with self._lock:
+                if self.file.changes() != self._read_at:
+                    self._read()
+        elif self._reading.acquire(blocking=False):
+            threading.Thread(target=self._read_behind, daemon=True, name="labels").start()
+
+    def _read_behind(self) -> None:
+        try:
+            self._read()
+        finally:
+            self._reading.release()
+
+    def _read(self) -> None:
+        started, now = time.monotonic(), self.file.changes()
+        known = _Known(self.file, self._n_latents)
         with self._lock:
-            if now != self._read_at:
-                self._labels, self._notes = self.file.best_labels(), self.file.notes()
-                self._text, self._read_at = None, now
+            self._known, self._read_at, self._generation = known, now, self._generation + 1
+            self._seconds = time.monotonic() - started
+
+
+class _Known:
+    """What was read, ready to be searched and sorted."""
+
+    def __init__(self, notes: Notes, n_latents: int, *, empty: bool = False) -> None:
+        self.labels: dict[int, Label] = {} if empty else _within(notes.best_labels(), n_latents)
+        self.notes: dict[int, str] = {} if empty else _within(notes.notes(), n_latents)
+        self.ranked = sorted((label.text.casefold(), latent) for latent, label in self.labels.items())
+        self.scores = np.full(n_latents, np.nan)
+        for latent, label in self.labels.items():
+            self.scores[latent] = np.nan if label.score is None else label.score
+        self.text = TextIndex(self._said(latent) for latent in range(n_latents))
+
+    def take(self, latent: int, file: Notes) -> None:
+        """Read one latent again."""
+        old = self.labels.pop(latent, None)
+        if old is not None:
+            del self.ranked[bisect_left(self.ranked, (old.text.casefold(), latent))]
+        self.scores[latent] = np.nan
+        for label in file.labels(latent)[:1]:
+            self.labels[latent] = label
+            insort(self.ranked, (label.text.casefold(), latent))
+            self.scores[latent] = np.nan if label.score is None else label.score
+        self.notes.pop(latent, None)
+        if note := file.note(latent):
+            self.notes[latent] = note
+        self.text.replace(latent, self._said(latent))
+
+    def _said(self, latent: int) -> str:
+        label = self.labels.get(latent)
+        return f"{label.text if label else ''}\t{self.notes.get(latent, '')}"
 
 
 def label_json(label: Label) -> dict[str, Any]:
@@ -90,5 +144,10 @@ def label_json(label: Label) -> dict[str, Any]:
     return {"text": label.text, "source": label.source, **scores, "n": label.n, "created": label.created}
 
 
-def _without(table: dict[int, Any], latent: int) -> dict[int, Any]:
-    return {key: value for key, value in table.items() if key != latent}
+def _within(table: dict[int, Any], n_latents: int) -> dict[int, Any]:
+    """Without latents that this dictionary does not have: the file may be another's."""
+    return {latent: item for latent, item in table.items() if latent < n_latents}
+
+
+def _latents(ranked: list[tuple[str, int]]) -> Int[np.ndarray, " n"]:
+    return np.fromiter((latent for _, latent in ranked), np.int64, len(ranked))

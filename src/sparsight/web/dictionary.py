@@ -37,7 +37,7 @@ class Opened:
 
     def __init__(self, index: FeatureIndex, words: Words, notes: Notes) -> None:
         self.index, self.words = index, words
-        self.annotations = Annotations(notes)
+        self.annotations = Annotations(notes, index.n_latents)
         self.columns: dict[str, Column] = {column.name: column for column in columns_of(index)}
         self.kept: dict[Any, np.ndarray] = {}
         """What the last few queries matched; see table.py."""
@@ -94,8 +94,12 @@ class Opened:
         """Communities, largest first; [] where the index has none."""
         return self.index.clusters() or []
 
-    def cluster_words(self, cluster: Cluster, n: int = 8) -> list[str]:
-        """The tokens that most of a cluster's latents promote, most shared first."""
+    @cached_property
+    def cluster_words(self) -> list[list[str]]:
+        """For each cluster, the tokens that most of its latents promote, most shared first."""
+        return [self._shared_words(cluster) for cluster in self.clusters]
+
+    def _shared_words(self, cluster: Cluster, n: int = 8) -> list[str]:
         if not self.index.has_logits:
             return []
         members = cluster.latents[:_NAMED_FROM]
@@ -111,7 +115,7 @@ class Opened:
                 return self.__dict__["text"]
             parts = strongest_passages(self.index, self.words)
             promoted = self.promoted(range(self.index.n_latents), _SEARCHED_WEIGHTS)
-            return TextIndex("\n".join([passage, *words]) for passage, words in zip(parts, promoted, strict=True))
+            return TextIndex("\t".join([passage, *words]) for passage, words in zip(parts, promoted, strict=True))
 
 
 class Dictionary:

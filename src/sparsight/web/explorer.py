@@ -73,9 +73,11 @@ class Explorer:
         for dictionary in self.dictionaries.values():
             try:
                 opened = dictionary.open()
-                opened.text.matching("")
+                opened.annotations.ranks()
                 for name in opened.columns:
                     opened.order(name, descending=True)
+                len(opened.cluster_words)
+                opened.text.matching(" ")
             except Refusal:
                 continue
 

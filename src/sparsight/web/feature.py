@@ -95,7 +95,7 @@ def clusters_json(opened: Opened) -> list[dict[str, Any]]:
     """Every cluster, largest first, named by the promoted tokens that most of its latents share."""
     found = []
     for cluster in opened.clusters:
-        words = opened.cluster_words(cluster)
+        words = opened.cluster_words[cluster.number]
         found.append(
             {
                 "id": cluster.number,
@@ -185,7 +185,7 @@ def _cluster(opened: Opened, latent: int) -> dict[str, Any] | None:
     if of_latent is None or of_latent[latent] < 0:
         return None
     cluster = opened.clusters[int(of_latent[latent])]
-    words = opened.cluster_words(cluster)
+    words = opened.cluster_words[cluster.number]
     name = " · ".join(words[:_NAMED_BY]) or f"cluster {cluster.number}"
     return {"id": cluster.number, "size": len(cluster.latents), "name": name}
 

@@ -58,7 +58,8 @@ class TableQuery:
 
 def matching(opened: Opened, query: TableQuery) -> Int[np.ndarray, " n"]:
     """The latents that a query matches, in its order."""
-    key = (opened.annotations.version, query)
+    written = query.q or query.list or query.sort in ("label", "score")
+    key = (opened.annotations.version if written else None, query)
     found = opened.kept.get(key)
     if found is None:
         order = _order(opened, query)
@@ -95,14 +96,7 @@ def _order(opened: Opened, query: TableQuery) -> Int[np.ndarray, " latents"]:
     descending = query.order == "desc"
     if query.sort not in ("label", "score"):
         return opened.order(query.sort, descending=descending)
-    labels = opened.annotations.labels
-    keys = np.full(opened.index.n_latents, np.nan)
-    if query.sort == "score":
-        for latent, label in labels.items():
-            keys[latent] = np.nan if label.score is None else label.score
-    else:
-        ranked = sorted(labels, key=lambda latent: labels[latent].text.casefold())
-        keys[ranked] = np.arange(len(ranked))
+    keys = opened.annotations.ranks() if query.sort == "label" else opened.annotations.scores()
     return np.argsort(-keys if descending else keys, kind="stable").astype(np.int32)
 
 
@@ -119,7 +113,7 @@ def _mask(opened: Opened, query: TableQuery) -> Bool[np.ndarray, " latents"]:
     for condition in (*query.filter, *(() if query.cluster is None else (f"cluster={query.cluster}",))):
         mask &= _holds(opened, condition)
     for term in terms_of(query.q):
-        found = opened.text.matching(term) | opened.annotations.matching(term, n)
+        found = opened.text.matching(term) | opened.annotations.matching(term)
         if term.isascii() and term.isdigit() and len(term) < 10 and int(term) < n:
             found[int(term)] = True
         mask &= found

@@ -36,7 +36,8 @@ class _Latents(BaseModel):
 @router.put(f"{_AT}/features/{{latent}}/label")
 def _set_label(chosen: Chosen, latent: int, body: _Written) -> Response:
     opened = _with(chosen, latent)
-    opened.annotations.file.set_label(Label(latent, body.text, _PERSON))
+    with opened.annotations.change(latent) as notes:
+        notes.set_label(Label(latent, body.text, _PERSON))
     return _labelled(opened, latent)
 
 
@@ -44,45 +45,46 @@ def _set_label(chosen: Chosen, latent: int, body: _Written) -> Response:
 def _delete_label(chosen: Chosen, latent: int) -> Response:
     """A person's label; those of explainers stay."""
     opened = _with(chosen, latent)
-    opened.annotations.file.delete_label(latent, _PERSON)
+    with opened.annotations.change(latent) as notes:
+        notes.delete_label(latent, _PERSON)
     return _labelled(opened, latent)
 
 
 @router.put(f"{_AT}/features/{{latent}}/note")
 def _set_note(chosen: Chosen, latent: int, body: _Written) -> Response:
     opened = _with(chosen, latent)
-    opened.annotations.file.set_note(latent, body.text)
-    opened.annotations.changed(latent)
+    with opened.annotations.change(latent) as notes:
+        notes.set_note(latent, body.text)
     return Json({"latent": latent, "note": opened.annotations.file.note(latent)})
 
 
 @router.put(f"{_AT}/lists/{{name}}")
 def _set_list(chosen: Chosen, name: Name, body: _Latents) -> Response:
-    notes = chosen.open().annotations.file
-    notes.set_list(name, body.latents)
+    with chosen.open().annotations.change() as notes:
+        notes.set_list(name, body.latents)
     return _listed(notes, name)
 
 
 @router.post(f"{_AT}/lists/{{name}}/add")
 def _add(chosen: Chosen, name: Name, body: _Latents) -> Response:
-    notes = chosen.open().annotations.file
-    notes.add_to_list(name, body.latents)
+    with chosen.open().annotations.change() as notes:
+        notes.add_to_list(name, body.latents)
     return _listed(notes, name)
 
 
 @router.post(f"{_AT}/lists/{{name}}/remove")
 def _remove(chosen: Chosen, name: Name, body: _Latents) -> Response:
-    notes = chosen.open().annotations.file
-    _existing(notes, name)
-    notes.remove_from_list(name, body.latents)
+    with chosen.open().annotations.change() as notes:
+        _existing(notes, name)
+        notes.remove_from_list(name, body.latents)
     return _listed(notes, name)
 
 
 @router.delete(f"{_AT}/lists/{{name}}")
 def _delete_list(chosen: Chosen, name: Name) -> Response:
-    notes = chosen.open().annotations.file
-    _existing(notes, name)
-    notes.delete_list(name)
+    with chosen.open().annotations.change() as notes:
+        _existing(notes, name)
+        notes.delete_list(name)
     return Json({"deleted": name})
 
 
@@ -106,7 +108,6 @@ def _with(chosen: Chosen, latent: int) -> Opened:
 
 
 def _labelled(opened: Opened, latent: int) -> Response:
-    opened.annotations.changed(latent)
     labels = opened.annotations.file.labels(latent)
     shown = [label_json(label) for label in labels]
     return Json({"latent": latent, "label": shown[0] if shown else None, "labels": shown})
