@@ -110,6 +110,7 @@ def test_the_table_sorts_filters_and_searches_and_its_address_holds_it_all(open_
     page.get_by_label("at least").fill("0.5")
     page.get_by_role("button", name="Apply").click()
     expect(page.locator(".chip")).to_have_text(re.compile("seed cosine ≥ 0.500"))
+    expect(page.locator(".total")).to_have_text(re.compile(rf"^\d+ of {N_LATENTS} latents$"))
     few = int(page.locator(".total").inner_text().split(" of ")[0])
     assert 0 < few < N_LATENTS
     page.reload()
@@ -272,6 +273,25 @@ def test_a_sentence_can_be_tried_on_a_feature(open_page):
     page.get_by_role("button", name="Read", exact=True).click()
     expect(page.locator(".tryit .reading")).to_contain_text("sleeps", timeout=60_000)
     expect(page.locator(".tryit p.dim")).to_have_text(re.compile("largest on the held-out text|not among"))
+
+
+def test_steering_streams_every_arm_and_a_sweep_names_its_strengths(open_page):
+    page = open_page(f"{HERE}/feature/5")
+    page.get_by_role("button", name="Steer", exact=True).click()  # puts it aside
+    page.get_by_role("link", name="Steer").click()
+    page.get_by_role("textbox", name="Prompt").fill("the red cat")
+    page.get_by_label("Tokens").fill("5")
+    page.get_by_label("Strength for latent 5, as a number").fill("3")
+    page.keyboard.press("Control+Enter")
+    for arm in ("plain", "steered", "random", "prompt"):
+        expect(page.locator(f".arm.{arm} .spoken").first).to_be_attached(timeout=60_000)
+    expect(page.locator(".arms")).to_have_attribute("aria-busy", "false", timeout=60_000)
+    expect(page.locator(".arm.plain .figures")).to_contain_text("KL 0.00")
+    expect(page.locator(".arm.random p.dim")).to_have_text(re.compile(r"^Latent \d+ instead"))
+    page.get_by_role("button", name="Sweep").click()
+    expect(page.get_by_role("button", name="use this strength")).to_be_visible(timeout=60_000)
+    expect(page.get_by_role("button", name="Sweep")).to_be_visible(timeout=60_000)  # it was "Stop" meanwhile
+    assert page.locator(".sweep .lines").count() == 3
 
 
 def test_the_run_shows_where_it_comes_from(open_page):

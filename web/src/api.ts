@@ -1,7 +1,7 @@
 /** The only module that speaks to the server. Every failure is an ApiError with one line to show. */
 
 import type {
-  Cluster, Contexts, Dictionary, Feature, FeatureList, LiveText, Rows, RunFacts, Session, SteerLine, SteerRequest, SweepLine,
+  Cluster, Contexts, Dictionary, Falsified, Feature, FeatureList, LiveText, Rows, RunFacts, Session, SteerLine, SteerRequest, SweepLine,
 } from "./types";
 
 export class ApiError extends Error {
@@ -121,7 +121,7 @@ export const api = {
   sweep: async function* (d: Dictionary, request: object, signal: AbortSignal) {
     yield* lines<SweepLine>(await write("POST", `${base(d)}/sweep`, request, signal));
   },
-  falsify: async (d: Dictionary, latent: number, text: string): Promise<Record<string, unknown>> =>
+  falsify: async (d: Dictionary, latent: number, text: string): Promise<Falsified> =>
     (await write("POST", `${base(d)}/features/${latent}/falsify`, { text })).json(),
 
   setLabel: (d: Dictionary, latent: number, text: string) => changed(d, latent, write("PUT", `${base(d)}/features/${latent}/label`, { text })),

@@ -68,6 +68,26 @@ export interface Rows {
   rows: Row[];
 }
 
+interface TestScore {
+  value?: number | null;
+  low?: number | null;
+  high?: number | null;
+  n?: number;
+  n_active?: number;
+  n_inactive?: number;
+}
+
+/** A label's test on passages that nobody had seen when it was written. */
+export interface Falsified extends TestScore {
+  score: number | TestScore | null;
+  control?: number | TestScore | null;
+  by?: string;
+  fresh?: boolean;
+  misses?: string[];
+  alarms?: string[];
+  false_alarms?: string[];
+}
+
 export interface TokenWeight {
   token: string;
   token_id: number;

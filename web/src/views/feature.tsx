@@ -16,7 +16,7 @@ import { Weights } from "../parts/weights";
 import { go } from "../router";
 import { addEdit, aligned, walk } from "../state";
 import { useLoad, useStore } from "../store";
-import type { Contexts, Dictionary, Feature, Label } from "../types";
+import type { Contexts, Dictionary, Falsified, Feature, Label } from "../types";
 import { TryIt } from "./tryit";
 
 export function FeaturePage({ dictionary, latent }: { dictionary: Dictionary; latent: number }) {
@@ -120,7 +120,7 @@ interface LabelBoxProps {
 function LabelBox({ dictionary, feature, writing, setWriting, again }: LabelBoxProps) {
   const field = useRef<HTMLInputElement>(null);
   const [busy, setBusy] = useState(false);
-  const [verdict, setVerdict] = useState<string | null>(null);
+  const [verdict, setVerdict] = useState<Falsified | null>(null);
   useEffect(() => void (writing && field.current?.select()), [writing]);
   useEffect(() => setVerdict(null), [feature.latent]);
   const mine = feature.labels.find((label) => label.source === "person");
@@ -167,7 +167,7 @@ function LabelBox({ dictionary, feature, writing, setWriting, again }: LabelBoxP
             onClick={async () => {
               setBusy(true);
               try {
-                setVerdict(verdictOf(await api.falsify(dictionary, feature.latent, label.text)));
+                setVerdict(await api.falsify(dictionary, feature.latent, label.text));
               } catch (error) {
                 complain(error as Error);
               }
@@ -179,7 +179,7 @@ function LabelBox({ dictionary, feature, writing, setWriting, again }: LabelBoxP
         )}
         {feature.labels.filter((one) => one.text !== label?.text).map((one) => <OtherLabel label={one} />)}
       </p>
-      {verdict && <p class="verdict" role="status">{verdict}</p>}
+      {verdict && <Verdict found={verdict} />}
     </div>
   );
 }
@@ -188,17 +188,39 @@ const OtherLabel = ({ label }: { label: Label }) => (
   <span class="other" data-hint={labelHint(label)}><i class={`source ${label.source.split(":")[0]}`}>{sourceOf(label).mark}</i> {label.text}</span>
 );
 
-/** What the server found, in a line; it may say more than this page knows names for. */
-function verdictOf(found: Record<string, unknown>): string {
-  const score = found.score ?? found.balanced_accuracy;
-  const parts = [];
-  if (typeof score === "number") parts.push(`balanced accuracy ${interval(score, found.low as number, found.high as number, 2)} on fresh passages (chance 0.50)`);
-  for (const [name, value] of Object.entries(found)) {
-    if (["score", "balanced_accuracy", "low", "high", "latent", "text"].includes(name)) continue;
-    if (typeof value === "number") parts.push(`${name.replaceAll("_", " ")} ${figure(value)}`);
-    else if (typeof value === "string" && value) parts.push(`${name.replaceAll("_", " ")}: ${value}`);
+/** How a label stood its test: its score, another latent's label's on the same passages, and where it was wrong. */
+function Verdict({ found }: { found: Falsified }) {
+  const score = scored(found.score, found);
+  const control = scored(found.control);
+  const misses = found.misses ?? [];
+  const alarms = found.alarms ?? found.false_alarms ?? [];
+  return (
+    <div class="verdict" role="status">
+      <p>
+        balanced accuracy <b>{interval(score.value, score.low, score.high, 2)}</b>
+        {control.value !== null ? `, another label on the same passages ${interval(control.value, control.low, control.high, 2)}` : ", chance 0.50"}
+        {score.n ? `, ${count(score.n)} passages` : ""}
+        {found.fresh === false && "; too few passages were left that no test had shown, so these are not fresh"}
+        {found.by && <span class="dim">; judged by {found.by === "rule" ? "the tokens it names" : found.by}</span>}
+      </p>
+      {[["It says no, the feature is active", misses] as const, ["It says yes, the feature is not active", alarms] as const].map(
+        ([title, passages]) => passages.length > 0 && (
+          <details><summary>{title}: {passages.length}</summary><ul>{passages.slice(0, 20).map((passage) => <li class="whole" dir="auto">{passage}</li>)}</ul></details>
+        ),
+      )}
+    </div>
+  );
+}
+
+type Scored = { value: number | null; low: number | null; high: number | null; n: number };
+
+/** A score comes as a number with its interval beside it, or as an object of its own. */
+function scored(score: Falsified["score"] | undefined, beside?: Falsified): Scored {
+  if (typeof score === "object" && score !== null) {
+    const n = score.n ?? (score.n_active ?? 0) + (score.n_inactive ?? 0);
+    return { value: score.value ?? null, low: score.low ?? null, high: score.high ?? null, n };
   }
-  return parts.join("; ");
+  return { value: score ?? null, low: beside?.low ?? null, high: beside?.high ?? null, n: beside?.n ?? 0 };
 }
 
 function Numbers({ dictionary, feature }: { dictionary: Dictionary; feature: Feature }) {
