@@ -84,7 +84,6 @@ export interface Falsified extends TestScore {
   by?: string;
   fresh?: boolean;
   misses?: string[];
-  alarms?: string[];
   false_alarms?: string[];
 }
 

@@ -193,11 +193,11 @@ function Verdict({ found }: { found: Falsified }) {
   const score = scored(found.score, found);
   const control = scored(found.control);
   const misses = found.misses ?? [];
-  const alarms = found.alarms ?? found.false_alarms ?? [];
+  const alarms = found.false_alarms ?? [];
   return (
     <div class="verdict" role="status">
       <p>
-        balanced accuracy <b>{interval(score.value, score.low, score.high, 2)}</b>
+        {score.value === null ? "too few passages to say" : <>balanced accuracy <b>{interval(score.value, score.low, score.high, 2)}</b></>}
         {control.value !== null ? `, another label on the same passages ${interval(control.value, control.low, control.high, 2)}` : ", chance 0.50"}
         {score.n ? `, ${count(score.n)} passages` : ""}
         {found.fresh === false && "; too few passages were left that no test had shown, so these are not fresh"}
