@@ -9,15 +9,17 @@ Labels are kept as they come: what was done before an error or a stop signal sta
 """
 
 import logging
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import numpy as np
 
-from sparsight.artifact import RunDir
+from sparsight.artifact import RunDir, write_atomic
 from sparsight.errors import EndpointError, NotesError
-from sparsight.features import FeatureIndex, Notes
+from sparsight.features import FeatureIndex, Label, Notes, printable
 from sparsight.labels import (
     Answers,
     BudgetSpent,
@@ -34,7 +36,7 @@ from sparsight.labels import (
 from sparsight.lm import resolve_checkpoint
 from sparsight.recipe import Recipe, TrainedSAEs, load_recipe
 
-__all__ = ["choose_latents", "explain_index", "explain_run", "falsify_label"]
+__all__ = ["annotate", "choose_latents", "explain_index", "explain_run", "falsify_label"]
 
 _log = logging.getLogger(__name__)
 _DEFAULTS = ExplainConfig()
@@ -113,6 +115,45 @@ def falsify_label(
             client.close()
 
 
+def annotate(
+    run: RunDir,
+    sae_id: str | None,
+    latent: int | None,
+    *,
+    label: str = "",
+    note: str = "",
+    add: str = "",
+    remove: str = "",
+    test: bool = False,
+    export: Path | None = None,
+    take: Path | None = None,
+) -> str:
+    """Writes what is given into a run's notes; returns what then stands there of the latent, or of all.
+
+    Raises NotesError when something is refused; what stands before it in this order is then written: import, label, note, lists.
+    """
+    sae = TrainedSAEs(load_recipe(run.recipe), run).named(sae_id)[0]
+    notes = Notes.open(run.notes(sae.id), FeatureIndex.open(run.features(sae.id)).n_latents)
+    if take is not None:
+        with _readable(take) as file:
+            notes.import_jsonl(file)
+    if latent is None and (label or note or add or remove or test):
+        raise NotesError("Say which latent: sparsight notes RUN LATENT ...")
+    if latent is not None:
+        _annotate_latent(notes, latent, label, note, add, remove)
+    if export is not None:
+        lines = (
+            notes.export_markdown(sae.id)
+            if export.suffix == ".md"
+            else "".join(f"{line}\n" for line in notes.export_jsonl())
+        )
+        write_atomic(export, lines.encode())
+    if test and latent is not None:
+        tested = label or next((each.text for each in notes.labels(latent)), "")
+        return falsify_label(run, latent, tested, sae.id).text()
+    return _summary(notes) if latent is None else _about(notes, latent)
+
+
 def choose_latents(
     index: FeatureIndex,
     notes: Notes,
@@ -183,6 +224,46 @@ def _report(labeller: Labeller, source: str, path: Path) -> ExplainReport:
     if not same:
         _log.info("%s was made with other settings or of another index; its numbers are replaced.", path)
     return there if same else fresh
+
+
+def _annotate_latent(notes: Notes, latent: int, label: str, note: str, add: str, remove: str) -> None:
+    if label:
+        notes.set_label(Label(latent, label, "person"))
+    if note:
+        notes.set_note(latent, note)
+    if add:
+        notes.add_to_list(add, [latent])
+    if remove:
+        notes.remove_from_list(remove, [latent])
+
+
+def _summary(notes: Notes) -> str:
+    sources = Counter(label.source for label in notes.all_labels())
+    lines = [f"{n:,} labels by {printable(source)}" for source, n in sorted(sources.items())]
+    lines += [
+        f"{len(notes.notes()):,} notes",
+        *(f"list {printable(found.name)}: {found.size:,} latents" for found in notes.lists()),
+    ]
+    return "\n".join([*lines, f"in {notes.path}"])
+
+
+def _about(notes: Notes, latent: int) -> str:
+    """A latent's labels, note and lists, printable."""
+    lines = [f"Latent {latent}"]
+    lines += [f"  {printable(label.described())}" for label in notes.labels(latent)] or ["  no label"]
+    lines += [f"  {printable(line)}" for line in notes.note(latent).splitlines()]
+    lines += [f"  in list {printable(name)}" for name in notes.lists_of(latent)]
+    return "\n".join(lines)
+
+
+@contextmanager
+def _readable(path: Path) -> Iterator[TextIO]:
+    """A text file. Raises NotesError when it cannot be read as UTF-8."""
+    try:
+        with path.open(encoding="utf-8") as file:
+            yield file
+    except (OSError, UnicodeDecodeError) as error:
+        raise NotesError(f"{path} cannot be read ({error}). Give a file that `--export` wrote.") from None
 
 
 def _opened(run: RunDir, sae_id: str | None) -> tuple[FeatureIndex, Any, Notes]:

@@ -3,7 +3,8 @@
 from sparsight.labels.answers import Answers
 from sparsight.labels.config import EndpointConfig, ExplainConfig
 from sparsight.labels.endpoint import BudgetSpent, Endpoint, Prompt, Spending, estimate_tokens
-from sparsight.labels.labeller import Explained, Falsified, Labeller
+from sparsight.labels.explained import Explained, Falsified
+from sparsight.labels.labeller import Labeller
 from sparsight.labels.passages import Evidence, Passages
 from sparsight.labels.report import Cost, ExplainReport, estimate_cost
 from sparsight.labels.rules import Rule, RuleBook

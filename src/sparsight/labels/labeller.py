@@ -6,7 +6,6 @@ what a label knows; the score alone also rewards passages that are easy.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -14,6 +13,7 @@ import numpy as np
 from sparsight.features import FeatureIndex, Label
 from sparsight.labels.config import ExplainConfig
 from sparsight.labels.endpoint import Endpoint, Prompt
+from sparsight.labels.explained import Explained, Falsified
 from sparsight.labels.judging import (
     Question,
     detection_question,
@@ -26,66 +26,13 @@ from sparsight.labels.passages import Evidence, Passages
 from sparsight.labels.rules import Rule, RuleBook
 from sparsight.labels.scoring import LEAST_PASSAGES, Score, balanced_accuracy
 
-__all__ = ["Explained", "Falsified", "Labeller"]
+__all__ = ["Labeller"]
 
 # Latents whose questions go to the endpoint together; the labels of a batch are each other's control.
 BATCH = 16
 # Seeds of draws beside the configured one: the first test, and retests of hand-written labels.
 FIRST, AGAIN = 0, 1
 _DEFAULTS = ExplainConfig()
-
-
-@dataclass(frozen=True, kw_only=True)
-class Explained:
-    """One latent's label with its tests; `label` is None where none could be made."""
-
-    latent: int
-    label: str | None
-    source: str
-    detection: Score | None = None
-    """Of the label."""
-    control: Score | None = None
-    """Of another latent's label on the same passages."""
-    control_label: str | None = None
-    fuzzing: Score | None = None
-    """Of the label on marked tokens; with a language model only."""
-    why_not: str = ""
-    """Why there is no label or no score."""
-
-    def to_label(self) -> Label | None:
-        """As it is kept in the notes."""
-        if self.label is None:
-            return None
-        found, control = self.detection, self.control
-        return Label(
-            self.latent,
-            self.label,
-            self.source,
-            score=found and found.value,
-            low=found and found.low,
-            high=found and found.high,
-            control=control and control.value,
-            n=found and found.n,
-        )
-
-
-@dataclass(frozen=True, kw_only=True)
-class Falsified:
-    """A retest of one label, with the passages that speak against it."""
-
-    latent: int
-    label: str
-    by: str
-    """rule: as the tokens that it names; llm:NAME: as that model reads it."""
-    score: Score
-    control: Score | None
-    """Of another latent's rule on the same passages; None where no other has one."""
-    fresh: bool
-    """Whether all passages are of documents that the first test did not draw."""
-    misses: tuple[str, ...]
-    """Passages in which the latent is active and the label says not."""
-    false_alarms: tuple[str, ...]
-    """Passages in which it is not active and the label says so."""
 
 
 class Labeller:
@@ -135,10 +82,10 @@ class Labeller:
                 yield from question.prompts(self.config.passages_per_call)
 
     def falsify(self, latent: int, text: str, endpoint: Endpoint | None = None) -> Falsified:
-        """Retests a label, such as a hand-written one, on passages drawn anew from documents the first test did not draw.
+        """Retests a label, such as a hand-written one, on passages of the scoring half about tokens that the first test did not show.
 
-        With fewer than four such documents all of the scoring half are used, and `fresh` is False. Raises NotesError when the
-        label is no label, or names no tokens and there is no endpoint.
+        With fewer than four such passages of either kind any may be drawn, and `fresh` is False. Raises NotesError when the label is no
+        label, or names no tokens and there is no endpoint.
         """
         label = Label(latent, text, "person").text
         self.index.check_latent(latent)
@@ -224,12 +171,16 @@ class Labeller:
         return None
 
     def _fresh_passages(self, latent: int) -> tuple[Passages, bool]:
-        wanted = {"n_active": self.config.active, "n_inactive": self.config.inactive}
-        seen = self.passages(latent).documents
-        passages = self.evidence.draw(latent, "score", **wanted, seed=AGAIN, avoid=seen)
+        passages = self._again(latent, avoid=self.passages(latent))
         if min(int(passages.active.sum()), int((~passages.active).sum())) >= LEAST_PASSAGES:
             return passages, True
-        return self.evidence.draw(latent, "score", **wanted, seed=AGAIN), False
+        return self._again(latent, avoid=None), False
+
+    def _again(self, latent: int, avoid: Passages | None) -> Passages:
+        config = self.config
+        return self.evidence.draw(
+            latent, "score", n_active=config.active, n_inactive=config.inactive, seed=AGAIN, avoid=avoid
+        )
 
     def _said(self, rule: Rule, passages: Passages, question: Question) -> list[bool | None]:
         said = self.book.says(rule, passages.starts, passages.ends)

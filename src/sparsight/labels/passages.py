@@ -88,20 +88,21 @@ class Evidence:
         n_active: int,
         n_inactive: int,
         seed: int = 0,
-        avoid: Int[np.ndarray, " documents"] = _NONE,
+        avoid: Passages | None = None,
     ) -> Passages:
         """Active passages of every strength, and passages without the latent, half of them about near latents.
 
-        Fewer where there are not so many, none of the documents in `avoid`. Seeded by (`seed`, latent); each kind has one passage
-        a document.
+        Fewer where there are not so many; none about a token that a passage of `avoid` shows. Seeded by (`seed`, latent); each kind
+        has one passage a document.
         """
         rng = np.random.default_rng((self.seed, seed, latent, half == "score"))
-        active = self._active_tokens(latent, self._outside(self.activations(latent, half)[0], avoid), rng)
-        near = self._inactive(latent, self._outside(self._neighbour_tokens(latent, half, rng, n_inactive), avoid))
-        near = near[: n_inactive - n_inactive // 2]
+        shown = _NONE if avoid is None else spans(avoid.starts, avoid.ends)[1]
+        mine = self.activations(latent, half)[0]
+        active = self._active_tokens(latent, mine[~np.isin(mine, shown)], rng)
+        near = self._neighbour_tokens(latent, half, rng, n_inactive - n_inactive // 2, shown)
         everywhere = self._tokens[half]
         picked = rng.choice(everywhere, size=min(len(everywhere), CANDIDATES * n_inactive), replace=False)
-        random = self._inactive(latent, self._outside(picked, avoid))[: n_inactive - len(near)]
+        random = self._inactive(latent, picked[~np.isin(picked, shown)])[: n_inactive - len(near)]
         kinds = ((active[:n_active], ACTIVE), (near, NEIGHBOUR), (random, RANDOM))
         return _joined([self._passages(tokens, kind) for tokens, kind in kinds])
 
@@ -117,7 +118,7 @@ class Evidence:
         together = np.bincount(latents[places], minlength=self.index.n_latents)
         together[latent] = 0
         either = np.diff(self.index.latent_offsets) + len(tokens) - together
-        alike = np.where(together >= LEAST_SHARED, together / either, 0.0)
+        alike = np.where(together >= LEAST_SHARED, together / np.maximum(either, 1), 0.0)
         order = np.argsort(-alike, kind="stable")[:N_NEAR]
         return order[alike[order] > 0]
 
@@ -140,11 +141,6 @@ class Evidence:
         offsets = np.concatenate([[0], np.cumsum(np.bincount(tokens, minlength=len(self.piece_of)))])
         return offsets, latents[np.argsort(tokens, kind="stable")]
 
-    def _outside(
-        self, tokens: Int[np.ndarray, " n"], documents: Int[np.ndarray, " documents"]
-    ) -> Int[np.ndarray, " m"]:
-        return tokens[~np.isin(self.document_of[tokens], documents)] if len(documents) else tokens
-
     def _active_tokens(
         self, latent: int, tokens: Int[np.ndarray, " n"], rng: np.random.Generator
     ) -> Int[np.ndarray, " m"]:
@@ -161,14 +157,17 @@ class Evidence:
             turn[members] = np.arange(len(members))
         return tokens[order[np.argsort(turn, kind="stable")]]
 
-    def _neighbour_tokens(self, latent: int, half: str, rng: np.random.Generator, n: int) -> Int[np.ndarray, " m"]:
-        """Tokens of near latents, which take turns, nearest first."""
-        candidates, turns = [_NONE], [_NONE]
+    def _neighbour_tokens(
+        self, latent: int, half: str, rng: np.random.Generator, n: int, shown: Int[np.ndarray, " s"]
+    ) -> Int[np.ndarray, " m"]:
+        """Up to n tokens of near latents whose passage the latent is nowhere active in: three of each, nearest first, then three more."""
+        tokens, turns = [_NONE], [_NONE]
         for near in self.near(latent):
-            tokens, _ = self.activations(int(near), half)
-            candidates.append(rng.permutation(tokens)[: CANDIDATES * n // 2])
-            turns.append(np.arange(len(candidates[-1])))
-        return np.concatenate(candidates)[np.argsort(np.concatenate(turns), kind="stable")]
+            theirs = rng.permutation(self.activations(int(near), half)[0])[: CANDIDATES * n]
+            tokens.append(self._inactive(latent, theirs[~np.isin(theirs, shown)]))
+            turns.append(np.arange(len(tokens[-1])) // 3)
+        merged = np.concatenate(tokens)[np.argsort(np.concatenate(turns), kind="stable")]
+        return merged[self._one_a_document(merged)][:n]
 
     def _inactive(self, latent: int, tokens: Int[np.ndarray, " n"]) -> Int[np.ndarray, " m"]:
         """Those in whose passage the latent is nowhere active and few tokens are masked, one a document."""
