@@ -40,8 +40,8 @@ __all__ = ["annotate", "choose_latents", "explain_index", "explain_run", "falsif
 
 _log = logging.getLogger(__name__)
 _DEFAULTS = ExplainConfig()
-# A write of labels is an fsync, so they are kept some at a time: rules come fast, an endpoint's in batches of 16.
-KEPT_AT_ONCE = {False: 512, True: 16}
+# A write of labels is an fsync, so they are kept some at a time: rules come fast, an endpoint's in batches of 8.
+KEPT_AT_ONCE = {False: 512, True: 8}
 
 
 def explain_run(

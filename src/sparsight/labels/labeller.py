@@ -29,7 +29,7 @@ from sparsight.labels.scoring import LEAST_PASSAGES, Score, balanced_accuracy
 __all__ = ["Labeller"]
 
 # Latents whose questions go to the endpoint together; the labels of a batch are each other's control.
-BATCH = 16
+BATCH = 8
 # Seeds of draws beside the configured one: the first test, and retests of hand-written labels.
 FIRST, AGAIN = 0, 1
 _DEFAULTS = ExplainConfig()
