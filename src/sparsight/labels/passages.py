@@ -108,8 +108,7 @@ class Evidence:
 
     def near(self, latent: int) -> Int[np.ndarray, " n"]:
         """Up to ten latents most like this one, nearest first."""
-        neighbours = getattr(self.index, "neighbours", None)
-        found = neighbours(latent) if neighbours is not None else None
+        found = self.index.neighbours(latent)
         if found is not None:
             return np.asarray(found[0])[:N_NEAR]
         tokens, _ = self.index.activations(latent)
