@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 from sparsight.errors import RunError
-from sparsight.features import COLUMNS, column_values, columns_of
+from sparsight.features import COLUMNS, column_values, columns_of, feature_table
 from sparsight.index import build_index
-from test_evaluate import identity_sae
+from test_evaluate import identity_sae, tiny_model
 from test_index import DOCUMENTS, HOOK, one_hot_store
 
 
@@ -31,3 +31,13 @@ def test_a_column_that_is_not_there_is_an_error_that_names_those_that_are(index)
         column_values(index, "seed_cosine")
     with pytest.raises(RunError, match="expected one of n_active"):
         column_values(index, "latents")
+
+
+def test_the_table_says_nothing_of_a_dead_latent_and_words_of_others(index):
+    table = feature_table(index, tiny_model().tokenizer)
+    dead, seven = (table.slice(latent, 1).to_pylist()[0] for latent in (0, 7))
+    assert (dead["dead"], dead["top_token"], dead["top_token_id"], dead["cluster"]) == (True, None, -1, -1)
+    assert dead["decoder_neighbours"] == dead["lift_tokens"] == dead["coactive_latents"] == []
+    assert np.isnan(dead["token_purity"])
+    assert (seven["top_token"], seven["lift_tokens"], seven["lift_counts"]) == ("w7", ["w7"], [5])
+    assert seven["lift"] == seven["lift_values"][0]

@@ -14,12 +14,15 @@ _HOMES = {
     "ActivationStream": "sparsight.activations",
     "CaptureConfig": "sparsight.activations",
     "EvalReport": "sparsight.metrics",
+    "EndpointConfig": "sparsight.labels",
     "EvaluateConfig": "sparsight.metrics",
+    "ExplainConfig": "sparsight.labels",
     "FeatureIndex": "sparsight.features",
     "IndexConfig": "sparsight.features",
     "LanguageModel": "sparsight.lm",
     "LatentEdit": "sparsight.sae",
     "ModelConfig": "sparsight.lm",
+    "Notes": "sparsight.features",
     "ProbingConfig": "sparsight.metrics",
     "ProbingReport": "sparsight.metrics",
     "PublishConfig": "sparsight.publication",
@@ -35,6 +38,9 @@ _HOMES = {
     "collect_activations": "sparsight.collect",
     "convert_sae": "sparsight.convert",
     "evaluate_sae": "sparsight.evaluate",
+    "explain_index": "sparsight.explain",
+    "explain_run": "sparsight.explain",
+    "falsify_label": "sparsight.explain",
     "load_recipe": "sparsight.recipe",
     "load_sae": "sparsight.convert",
     "make_plan": "sparsight.plan",
@@ -60,8 +66,10 @@ if TYPE_CHECKING:
     from sparsight.convert import convert_sae, load_sae
     from sparsight.errors import SparsightError
     from sparsight.evaluate import evaluate_sae
-    from sparsight.features import FeatureIndex, IndexConfig, SteerConfig, read_text
+    from sparsight.explain import explain_index, explain_run, falsify_label
+    from sparsight.features import FeatureIndex, IndexConfig, Notes, SteerConfig, read_text
     from sparsight.index import build_index
+    from sparsight.labels import EndpointConfig, ExplainConfig
     from sparsight.lm import LanguageModel, ModelConfig, TextConfig
     from sparsight.metrics import EvalReport, EvaluateConfig, ProbingConfig, ProbingReport
     from sparsight.plan import make_plan

@@ -249,6 +249,84 @@ class Steer:
 
 
 @dataclass(frozen=True)
+class Explain:
+    """Label features and test the labels: by counting, free and all of them, or by a language model behind an endpoint."""
+
+    run: Positional[Path]
+    """A run directory."""
+    latents: Positional[tuple[int, ...]] = ()
+    """Numbers of latents; default all that were ever active."""
+    sample: int = 0
+    """This many latents at random instead."""
+    list: str = ""
+    """The latents of this list of the notes instead."""
+    sae: str | None = None
+    """The SAE's id; default the first."""
+    endpoint: str = ""
+    """Address of an OpenAI-compatible endpoint, such as http://127.0.0.1:8000/v1. Passages of the held-out text are sent there."""
+    model: str = ""
+    """The model's name there."""
+    budget_tokens: int = 0
+    """Most tokens to spend there; without it the cost is estimated and nothing is sent."""
+    price_in: float = 0.0
+    """Price of a million prompt tokens, for the estimate."""
+    price_out: float = 0.0
+    """Price of a million answer tokens, for the estimate."""
+    key_variable: str = "SPARSIGHT_API_KEY"
+    """The environment variable that holds the key, where one is needed."""
+    max_answer_tokens: int = 200
+    """Longest answer; more for models that reason first."""
+
+    def __call__(self, stop: StopFlag) -> None:
+        from sparsight.explain import explain_run
+        from sparsight.labels import Cost, EndpointConfig
+
+        options = ("model", "budget_tokens", "price_in", "price_out", "key_variable", "max_answer_tokens")
+        asked = {name: getattr(self, name) for name in options}
+        endpoint = EndpointConfig(base_url=self.endpoint, **asked) if self.endpoint else None
+        if endpoint is None and (self.model or self.budget_tokens):
+            raise SparsightError("--model and --budget-tokens are of an endpoint; give its address with --endpoint.")
+        run = RunDir.open(self.run)
+        chosen = {"latents": self.latents, "named": self.list, "sample": self.sample}
+        found = explain_run(run, self.sae, **chosen, endpoint=endpoint)
+        print(found.text())
+        if isinstance(found, Cost):
+            print("Nothing was sent. To go on, give --budget-tokens: the most that may be spent.")
+
+
+@dataclass(frozen=True)
+class Notes:
+    """Read and write labels, notes and lists of a run's features; export them, import them."""
+
+    run: Positional[Path]
+    """A run directory."""
+    latent: Positional[int | None] = None
+    """Number of a latent."""
+    label: str = ""
+    """Give the latent this label."""
+    test: FlagCreatePairsOff[bool] = False
+    """Test the label given, or the latent's best one, on passages drawn anew; its tokens have to stand in backticks."""
+    note: str = ""
+    """Give the latent this note."""
+    add: str = ""
+    """Add the latent to this list."""
+    remove: str = ""
+    """Take the latent out of this list."""
+    export: Path | None = None
+    """Write everything to this file: Markdown if it ends in .md, else a line of JSON an item."""
+    take: Path | None = None
+    """Import such a file of lines: nothing here is lost, the newer of two stays."""
+    sae: str | None = None
+    """The SAE's id; default the first."""
+
+    def __call__(self, stop: StopFlag) -> None:
+        from sparsight.explain import annotate
+
+        options = {name: getattr(self, name) for name in ("label", "note", "add", "remove", "export", "take", "test")}
+        print(annotate(RunDir.open(self.run), self.sae, self.latent, **options))
+
+
+@dataclass(frozen=True)
 class Convert:
     """Write an SAE in another tool's format: saelens, sparsify, dictionary-learning, qwen-scope or founding."""
 
@@ -363,7 +441,7 @@ def _numbers(text: str) -> list[float]:
         raise SparsightError(f"--sweep takes numbers such as 1,2,4,8; not {text!r}.") from None
 
 
-_COMMANDS = (Run, Plan, Collect, Evaluate, Probe, Index, Show, Steer, Convert, Publish, Serve)
+_COMMANDS = (Run, Plan, Collect, Evaluate, Probe, Index, Show, Explain, Notes, Steer, Convert, Publish, Serve)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

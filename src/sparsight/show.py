@@ -87,7 +87,7 @@ def show_latent(
         ]
     else:
         lines.append(f"promoted tokens were not stored: {index.about['why_no_logits']}")
-    lines.append(_partner(index, latent))
+    lines += [*_evidence(index, tokenizer, latent), _partner(index, latent)]
     strongest = float(index.maximum[latent])
     lines += ["", "Strongest, one a document:"]
     lines += [_passage(tokenizer, context, strongest, color) for context in top_contexts(index, latent, n_top)]
@@ -160,6 +160,34 @@ def _compared(read: Sequence[LiveText], model: LanguageModel, index: FeatureInde
         promoted = index.promoted(latent).token_ids[:4] if index is not None and index.has_logits else []
         lines.append(f"{latent:>8}  {values}  {' '.join(_quoted(model.tokenizer, promoted))}".rstrip())
     return "\n".join(lines) + "\n"
+
+
+def _evidence(index: FeatureIndex, tokenizer: Any, latent: int) -> list[str]:
+    """Its tokens, what follows them, its neighbours and company: one line each, with what chance gives."""
+    lift, near, company = index.lift(latent), index.neighbours(latent), index.coactive(latent)
+    if lift is None or near is None or company is None:
+        return ["tokens, neighbours and company were not counted: this index is of an earlier version"]
+    number = {name: float(array[latent]) for name, array in index.arrays.items() if array.shape == (index.n_latents,)}
+    token = _quoted(tokenizer, [int(number["top_token"])])[0]
+    lines = [
+        f"tokens: {number['token_purity']:.0%} on {token} (chance {number['chance_token_purity']:.0%}), entropy "
+        f"{number['token_entropy']:.2f} bits (chance {number['chance_token_entropy']:.2f}), position "
+        f"{number['position_bits']:.2f} bits (chance {number['chance_position_bits']:.2f})",
+    ]
+    if len(lift.token_ids):
+        chance = np.nan_to_num(number["chance_lift"])
+        lines.append(f"likelier to follow: {_weights(tokenizer, lift)} bits (chance {chance:.2f})")
+    if len(near[0]):
+        pairs = "  ".join(f"{other} {cosine:.2f}" for other, cosine in zip(*near, strict=True))
+        lines.append(f"nearest directions: {pairs} (chance {index.about['chance_cosine']['decoder']:.2f})")
+    if len(company.latents):
+        pairs = "  ".join(f"{other} {pmi:.1f}" for other, pmi in zip(company.latents, company.pmi, strict=True))
+        cluster = f"; cluster {int(number['cluster'])}" if number["cluster"] >= 0 else ""
+        lines.append(f"active together: {pairs} bits (chance {index.about['coactive']['chance_pmi']:.1f}){cluster}")
+    if not np.isnan(number.get("output_score", np.nan)):
+        chance = index.about["output_score"]["chance"]
+        lines.append(f"output score {number['output_score']:.2f} (another latent's tokens {chance:.2f})")
+    return lines
 
 
 def _partner(index: FeatureIndex, latent: int) -> str:

@@ -75,6 +75,16 @@ class Label:
             raise NotesError(f"A label's n is {self.n!r}; expected a count, or none.")
         _check_time(self.created)
 
+    def described(self) -> str:
+        """The label with who gave it and how it was tested, in one line; printable only after `printable`."""
+        line = f"{self.text} ({self.source}"
+        if self.score is not None:
+            line += f"; score {self.score:.2f}"
+            line += "" if self.low is None or self.high is None else f", 95 % {self.low:.2f} to {self.high:.2f}"
+            line += "" if self.control is None else f", another's label {self.control:.2f}"
+            line += "" if self.n is None else f", n = {self.n}"
+        return line + ")"
+
 
 @dataclass(frozen=True)
 class Note:
@@ -156,7 +166,7 @@ def markdown_page(
     """A page to read: each latent with its labels and note, then the lists. Whatever was written stays text on it."""
     said: dict[int, list[str]] = {latent: [] for latent in notes}
     for label in labels:
-        said.setdefault(label.latent, []).append(_label_line(label))
+        said.setdefault(label.latent, []).append(f"- {_plain(label.described())}")
     lines = [f"# {_plain(title)}", ""]
     for latent in sorted(said):
         lines += [f"## Latent {latent}", "", *said[latent], ""]
@@ -178,16 +188,6 @@ def _list_of(name: Any, latents: Any, created: Any) -> tuple[FeatureList, list[i
     for latent in latents:
         check_latent(latent)
     return FeatureList(name, len(latents), created), latents
-
-
-def _label_line(label: Label) -> str:
-    line = f"- {_plain(label.text)} ({_plain(label.source)}"
-    if label.score is not None:
-        line += f"; score {label.score:.2f}"
-        line += "" if label.low is None or label.high is None else f", 95 % {label.low:.2f} to {label.high:.2f}"
-        line += "" if label.control is None else f", other labels {label.control:.2f}"
-        line += "" if label.n is None else f", n = {label.n}"
-    return line + ")"
 
 
 def _plain(text: str) -> str:

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 
 from sparsight.features import Label, Notes
 from sparsight.web.replies import number
@@ -51,19 +51,17 @@ class Annotations:
         self._refresh()
         return self._known.notes
 
-    def matching(self, term: str) -> Bool[np.ndarray, " latents"]:
-        """Latents whose label or note holds a term."""
+    def matching(self, term: str, among: Bool[np.ndarray, " latents"]) -> Bool[np.ndarray, " latents"]:
+        """Latents, of those `among`, whose label or note holds a term."""
         self._refresh()
         with self._lock:
-            return self._known.text.matching(term)
+            return self._known.text.matching(term, among)
 
     def ranks(self) -> Float[np.ndarray, " latents"]:
         """Each latent's place in the alphabet of labels; NaN for one without."""
         self._refresh()
         with self._lock:
-            places = np.full(self._n_latents, np.nan)
-            places[_latents(self._known.ranked)] = np.arange(len(self._known.ranked))
-            return places
+            return self._known.ranks()
 
     def scores(self) -> Float[np.ndarray, " latents"]:
         """Each label's score; NaN for none."""
@@ -113,13 +111,23 @@ class _Known:
         self.labels: dict[int, Label] = {} if empty else _within(notes.best_labels(), n_latents)
         self.notes: dict[int, str] = {} if empty else _within(notes.notes(), n_latents)
         self.ranked = sorted((label.text.casefold(), latent) for latent, label in self.labels.items())
+        self._ranks: Float[np.ndarray, " latents"] | None = None
         self.scores = np.full(n_latents, np.nan)
         for latent, label in self.labels.items():
             self.scores[latent] = np.nan if label.score is None else label.score
         self.text = TextIndex(self._said(latent) for latent in range(n_latents))
 
+    def ranks(self) -> Float[np.ndarray, " latents"]:
+        """Each latent's place in the alphabet of labels; NaN for one without. Worked out after a change."""
+        if self._ranks is None:
+            self._ranks = np.full(len(self.scores), np.nan)
+            latents = np.fromiter((latent for _, latent in self.ranked), np.int64, len(self.ranked))
+            self._ranks[latents] = np.arange(len(latents))
+        return self._ranks
+
     def take(self, latent: int, file: Notes) -> None:
         """Read one latent again."""
+        self._ranks = None
         old = self.labels.pop(latent, None)
         if old is not None:
             del self.ranked[bisect_left(self.ranked, (old.text.casefold(), latent))]
@@ -147,7 +155,3 @@ def label_json(label: Label) -> dict[str, Any]:
 def _within(table: dict[int, Any], n_latents: int) -> dict[int, Any]:
     """Without latents that this dictionary does not have: the file may be another's."""
     return {latent: item for latent, item in table.items() if latent < n_latents}
-
-
-def _latents(ranked: list[tuple[str, int]]) -> Int[np.ndarray, " n"]:
-    return np.fromiter((latent for _, latent in ranked), np.int64, len(ranked))

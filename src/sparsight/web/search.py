@@ -16,6 +16,7 @@ __all__ = ["TextIndex", "strongest_passages", "terms_of"]
 _BEFORE, _AFTER = 10, 4
 _PAIRS_AT_ONCE = 2**22
 _MOST_TERMS = 8
+_FEW = 10_000  # rows that are looked through faster one by one
 
 
 class TextIndex:
@@ -27,19 +28,34 @@ class TextIndex:
         self._ends = np.cumsum([len(line) + 1 for line in lines])
         self._replaced: dict[int, bytes] = {}
 
-    def matching(self, term: str) -> Bool[np.ndarray, " rows"]:
-        """Which texts hold a term, without regard to case."""
-        found, text, sought, at = [], self._text, _folded(term), -1
-        if not sought:
-            return np.ones(len(self._ends), bool)
+    def matching(self, term: str, among: Bool[np.ndarray, " rows"] | None = None) -> Bool[np.ndarray, " rows"]:
+        """Which texts, of those `among`, hold a term, without regard to case."""
+        sought = _folded(term)
+        if among is None:
+            among = np.ones(len(self._ends), bool)
+        chosen = np.flatnonzero(among)
+        if len(chosen) < _FEW or not sought:
+            found = [row for row in chosen.tolist() if sought in self._line(row)]
+        else:
+            found = np.searchsorted(self._ends, self._places(sought), side="right")
+        rows = np.zeros(len(self._ends), bool)
+        rows[found] = True
+        for row in self._replaced:
+            rows[row] = sought in self._line(row)
+        return rows & among
+
+    def _places(self, sought: bytes) -> list[int]:
+        """Where it is first found in each line that has it."""
+        found, text, at = [], self._text, -1
         while (at := text.find(sought, at + 1)) >= 0:
             found.append(at)
-            at = text.find(b"\n", at)  # on to the next row
-        rows = np.zeros(len(self._ends), bool)
-        rows[np.searchsorted(self._ends, found, side="right")] = True
-        for row, line in self._replaced.items():
-            rows[row] = sought in line
-        return rows
+            at = text.find(b"\n", at)  # on to the next line
+        return found
+
+    def _line(self, row: int) -> bytes:
+        if row in self._replaced:
+            return self._replaced[row]
+        return self._text[self._ends[row - 1] if row else 0 : self._ends[row] - 1]
 
     def replace(self, row: int, text: str) -> None:
         """Another text for a row."""

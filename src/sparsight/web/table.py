@@ -113,7 +113,7 @@ def _mask(opened: Opened, query: TableQuery) -> Bool[np.ndarray, " latents"]:
     for condition in (*query.filter, *(() if query.cluster is None else (f"cluster={query.cluster}",))):
         mask &= _holds(opened, condition)
     for term in terms_of(query.q):
-        found = opened.text.matching(term) | opened.annotations.matching(term)
+        found = opened.text.matching(term, mask) | opened.annotations.matching(term, mask)
         if term.isascii() and term.isdigit() and len(term) < 10 and int(term) < n:
             found[int(term)] = True
         mask &= found

@@ -63,9 +63,10 @@ def output_scores(
             block = slice(start, min(start + _ROWS, len(numbers)))
             latents = numbers[block]
             rise = _boosted(model, prompt, _BOOST * maxima[latents], target_hook_point) - clean
+            among = rise[:, drawn].sort(dim=1).values
             for sums, of_latents in ((own, latents), (others, neighbours[block])):
                 tokens = torch.from_numpy(promoted[of_latents].astype(np.int64)).to(rise.device)
-                sums[block] += _ranks(rise, tokens, drawn.to(rise.device)).mean(1).cpu().numpy() / len(prompts)
+                sums[block] += _ranks(rise, tokens, among).mean(1).cpu().numpy() / len(prompts)
     scores[numbers] = own
     about = {
         "latents": len(numbers),
@@ -108,8 +109,9 @@ def _boosted(model: LanguageModel, prompt: np.ndarray, boosts: Tensor, hook_poin
 
 
 def _ranks(
-    rise: Float[Tensor, "n vocab"], tokens: Int[Tensor, "n t"], drawn: Int[Tensor, " m"]
+    rise: Float[Tensor, "n vocab"], tokens: Int[Tensor, "n t"], among: Float[Tensor, "n m"]
 ) -> Float[Tensor, "n t"]:
-    """Share of the drawn tokens that rise less than each of `tokens`, ties by half."""
-    wanted, among = rise.gather(1, tokens)[:, :, None], rise[:, drawn][:, None]
-    return ((among < wanted).float() + 0.5 * (among == wanted)).mean(2)
+    """Share of `among`, ascending rises, that each of `tokens` exceeds, ties by half."""
+    wanted = rise.gather(1, tokens)
+    below = torch.searchsorted(among, wanted) + torch.searchsorted(among, wanted, right=True)
+    return below / (2 * among.shape[1])

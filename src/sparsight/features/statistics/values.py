@@ -21,7 +21,7 @@ class Bucket:
     places: Int[np.ndarray, " n"]
     """In `piece_tokens`."""
     values: Float[np.ndarray, " n"]
-    """float32."""
+    """float32, above 0."""
 
 
 def value_statistics(
@@ -67,10 +67,6 @@ def _quantiles(
 
 
 def _sorted_within(groups: Int[np.ndarray, " n"], values: Float[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
-    """The values, ascending within each group: one sort of integers that order as (group, float32) does, 5 times as fast as lexsort."""
-    bits = values.astype(np.float32).view(np.uint32)
-    negative = bits >> 31 == 1
-    ordered = np.where(negative, ~bits, bits | np.uint32(1 << 31))
-    keys = np.sort(groups.astype(np.uint64) << np.uint64(32) | ordered)
-    found = keys.astype(np.uint32)  # the lower half
-    return np.where(found >> 31 == 1, found & np.uint32((1 << 31) - 1), ~found).view(np.float32)
+    """The values, ascending within each group: one sort of integers, as the bits of positive float32 order like them; 5 times lexsort's speed."""
+    keys = np.sort(groups.astype(np.uint64) << np.uint64(32) | values.astype(np.float32).view(np.uint32))
+    return keys.astype(np.uint32).view(np.float32)
