@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 import sparsight
-from sparsight import features, lm, metrics, recipe, sae
+from sparsight import features, labels, lm, metrics, recipe, sae
 from sparsight.activations import CaptureConfig
 from sparsight.publication import PublishConfig
 
@@ -95,6 +95,8 @@ def test_public_things_are_documented(path: Path) -> None:
         metrics.EvaluateConfig,
         metrics.ProbingConfig,
         features.IndexConfig,
+        labels.ExplainConfig,
+        labels.EndpointConfig,
         PublishConfig,
     ],
 )

@@ -1,6 +1,8 @@
 """build_index on hand-made activations: latents that fire on known tokens, and an index that is whole or absent."""
 
 import json
+import re
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +14,8 @@ from sparsight.errors import MetricError, ModelError, RunError, SAEError, StoreE
 from sparsight.features import (
     FeatureIndex,
     IndexConfig,
+    column_values,
+    columns_of,
     printable,
     quantile_contexts,
     random_contexts,
@@ -139,6 +143,71 @@ def test_a_second_seed_of_another_width_is_refused(store, tmp_path):
         build_index(identity_sae(), store, second=identity_sae(8), path=tmp_path / "index", hook_point=HOOK)
 
 
+def test_every_array_is_documented_and_there(model, store, tmp_path):
+    index = build_index(identity_sae(), store, model, second=identity_sae(), path=tmp_path / "whole", hook_point=HOOK)
+    documentation = sys.modules[FeatureIndex.__module__].__doc__ or ""
+    named = set(re.findall(r"(\w+)\.npy", documentation)) | {
+        f"chance_{name}" for name in ("token_purity", "token_entropy", "lift", "position_bits")
+    }
+    assert named - {"map"} == set(index.arrays) == {path.stem for path in index.path.glob("*.npy")}
+    assert index.about["why_no_map"].endswith("a map takes 100")
+    described = {"coactive", "clusters", "output_score", "chance_cosine", "mean_norm", "position_tokens"}
+    assert described <= set(index.about)
+    assert all(key in documentation for key in index.about)
+
+
+def test_what_a_latents_tokens_and_company_say(index):
+    """Latent l is active on token l alone, so no two together."""
+    assert index.arrays["token_purity"][2] == 1
+    assert index.arrays["top_token"][[0, 2, 7]].tolist() == [-1, 2, 7]
+    lift = index.lift(7)  # five of its six next tokens are 7, as are five of all eleven
+    assert (lift.token_ids.tolist(), lift.weights.tolist()) == ([7], pytest.approx([np.log2(6 / (6 * 5 / 11 + 1))]))
+    bins, base = index.position(7)
+    assert bins.tolist() == [1, 1, 2, 2, 0, 0, 0, 0]
+    assert base.sum() == index.n_tokens == 13
+    latents, cosines = index.neighbours(2)
+    assert set(latents.tolist()) == {1, 3, 5, 7}  # those that were active
+    assert cosines.tolist() == [0, 0, 0, 0]
+    assert len(index.neighbours(0)[0]) == 0
+    assert len(index.coactive(2).latents) == 0
+    assert index.clusters() == []
+    assert index.about["mean_norm"] == pytest.approx((15 + 1 + 28) / 13)  # offset + 1: 1..5, 1, 1..7
+    for latent in (-1, 32):
+        for ask in (index.neighbours, index.coactive, index.lift, index.position):
+            with pytest.raises(RunError, match="no latent"):
+                ask(latent)
+
+
+def test_latents_that_are_active_together_are_each_others_company(tmp_path):
+    """Latents 0 to 3 see token 1, latents 4 to 7 token 2; token 3 nobody."""
+    W_enc = torch.zeros(WIDTH, 8)
+    W_enc[1, :4], W_enc[2, 4:] = 1, torch.arange(1, 5)
+    store = one_hot_store(tmp_path / "store", [[1, 2, 3, 3] * 20] * 2)
+    index = build_index(relu_sae(W_enc, torch.eye(8, WIDTH)), store, path=tmp_path / "index", hook_point=HOOK)
+    company = index.coactive(5)
+    assert company.latents.tolist() == [4, 6, 7]
+    assert company.jaccard.tolist() == [1, 1, 1]
+    assert company.pmi.tolist() == pytest.approx([np.log2(41 / 11)] * 3)  # 40 of 160 tokens, 10 expected
+    assert [cluster.latents.tolist() for cluster in index.clusters()] == [[0, 1, 2, 3], [4, 5, 6, 7]]
+    assert column_values(index, "cluster").tolist() == [0] * 4 + [1] * 4
+
+
+def test_an_index_of_version_1_opens_without_what_came_later(index, model):
+    description = json.loads((index.path / "index.json").read_text())
+    first = {"n_documents", "maximum", "mean", "quantiles", "histogram", "measured"}
+    for name in [*description["arrays"]]:
+        if name not in first and not name.startswith(("piece_", "latent_", "activation_")):
+            del description["arrays"][name]
+            (index.path / f"{name}.npy").unlink()
+    (index.path / "index.json").write_text(json.dumps(description | {"version": 1}))
+    old = FeatureIndex.open(index.path)
+    assert (old.neighbours(2), old.coactive(2), old.lift(2), old.position(2), old.clusters()) == (None,) * 5
+    assert {column.name for column in columns_of(old)} == {
+        *("n_active", "density", "n_documents", "maximum", "mean", "p99", "dead")
+    }
+    assert "earlier version" in show_latent(old, model.tokenizer, 2)
+
+
 def test_top_contexts_are_one_a_document_strongest_first(index):
     contexts = top_contexts(index, 2, 10, before=2, after=1)
     assert [context.value for context in contexts] == [7, 4, 1]
@@ -233,7 +302,7 @@ def test_half_precision_values_are_what_the_statistics_describe(store, tmp_path)
 def test_a_failed_build_leaves_nothing_and_a_taken_path_is_refused(store, index, tmp_path, monkeypatch):
     with pytest.raises(RunError, match="exists already"):
         build_index(identity_sae(), store, path=index.path, hook_point=HOOK)
-    monkeypatch.setattr("sparsight.index.logit_weights", lambda *_: 1 / 0)
+    monkeypatch.setattr("sparsight.features.evidence.logit_weights", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         build_index(identity_sae(), store, tiny_model(), path=tmp_path / "other", hook_point=HOOK)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["index", "store"]
@@ -253,6 +322,13 @@ def test_an_sae_that_does_not_fit_or_never_fires_is_an_error(store, tmp_path):
         build_index(silent, store, path=tmp_path / "x", hook_point=HOOK)
 
 
+def change_array(path: Path, name: str, array: np.ndarray) -> None:
+    np.save(path / f"{name}.npy", array)
+    description = json.loads((path / "index.json").read_text())
+    description["arrays"][name] = {"dtype": str(array.dtype), "shape": list(array.shape)}
+    (path / "index.json").write_text(json.dumps(description))
+
+
 def damage(path: Path, how: str) -> None:
     values = path / "activation_values.npy"
     if how == "missing":
@@ -265,6 +341,10 @@ def damage(path: Path, how: str) -> None:
         np.save(values, np.zeros(3, np.float32))
     elif how == "pickle":
         np.save(values, np.array([{"a": 1}], dtype=object), allow_pickle=True)
+    elif how == "rows":
+        change_array(path, "cluster", np.zeros(3, np.int32))
+    elif how == "name":
+        change_array(path, "../cluster", np.zeros(32, np.int32))
     elif how == "offsets":
         offsets = np.load(path / "latent_offsets.npy")
         np.save(path / "latent_offsets.npy", offsets[::-1].copy())
@@ -275,7 +355,20 @@ def damage(path: Path, how: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "how", ["missing", "truncated", "garbage", "other shape", "pickle", "offsets", "version", "array", "garbled"]
+    "how",
+    [
+        "missing",
+        "truncated",
+        "garbage",
+        "other shape",
+        "pickle",
+        "rows",
+        "name",
+        "offsets",
+        "version",
+        "array",
+        "garbled",
+    ],
 )
 def test_a_damaged_index_is_one_line_that_names_the_remedy(index, how):
     damage(index.path, how)

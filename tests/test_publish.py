@@ -23,7 +23,7 @@ from sparsight import cli
 from sparsight.artifact import RunDir
 from sparsight.convert import load_sae
 from sparsight.errors import FormatError, HubError, RunError
-from sparsight.features import FeatureIndex
+from sparsight.features import FeatureIndex, column_values, columns_of
 from sparsight.metrics import EvalReport
 from sparsight.publication import PublishConfig
 from sparsight.publish import publish_run
@@ -576,6 +576,17 @@ def test_the_parquet_table_has_the_indexs_numbers(run: RunDir, tmp_path: Path) -
     assert sum(row["histogram"]) == len(tokens)
     assert row["promoted_weights"] == pytest.approx(index.promoted(latent).weights.tolist())
     assert len(row["promoted"]) == len(row["suppressed"]) == 10
+    for column in columns_of(index):
+        value = column_values(index, column.name)[latent]
+        assert row["top_token_id" if column.kind == "token" else column.name] == pytest.approx(value, nan_ok=True)
+    near, company, lift = index.neighbours(latent), index.coactive(latent), index.lift(latent)
+    assert row["decoder_neighbours"] == near[0].tolist()
+    assert (row["coactive_latents"], row["coactive_jaccard"]) == (
+        company.latents.tolist(),
+        pytest.approx(company.jaccard),
+    )
+    assert (len(row["lift_tokens"]), row["lift_values"]) == (len(lift.token_ids), pytest.approx(lift.weights))
+    assert sum(row["position_bins"]) == len(tokens)
     assert row["contexts"][0]["values"][row["contexts"][0]["peak"]] == pytest.approx(values.max())
     assert json.loads(table.schema.metadata[b"sparsight"])["hook_point"] == "layers.2.mlp"
 

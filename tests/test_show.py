@@ -32,6 +32,9 @@ def test_a_latent_is_shown_with_its_numbers_tokens_and_marked_passages(index, mo
     assert "w1⟦w2⟧w3⟦w2⟧w5" in shown
     assert "promotes:" in shown
     assert "suppresses:" in shown
+    assert "tokens: 100% on 'w2' (chance " in shown
+    assert "nearest directions: " in shown
+    assert re.search(r"output score 0\.\d\d \(another latent's tokens 0\.\d\d\)", shown)
     assert "Drawn at random" in shown
     assert "\x1b" not in shown
 

@@ -14,11 +14,15 @@ _HOMES = {
     "ActivationStream": "sparsight.activations",
     "CaptureConfig": "sparsight.activations",
     "EvalReport": "sparsight.metrics",
+    "EndpointConfig": "sparsight.labels",
     "EvaluateConfig": "sparsight.metrics",
+    "ExplainConfig": "sparsight.labels",
     "FeatureIndex": "sparsight.features",
     "IndexConfig": "sparsight.features",
     "LanguageModel": "sparsight.lm",
+    "LatentEdit": "sparsight.sae",
     "ModelConfig": "sparsight.lm",
+    "Notes": "sparsight.features",
     "ProbingConfig": "sparsight.metrics",
     "ProbingReport": "sparsight.metrics",
     "PublishConfig": "sparsight.publication",
@@ -26,6 +30,7 @@ _HOMES = {
     "SAEConfig": "sparsight.sae",
     "SparseAutoencoder": "sparsight.sae",
     "SparsightError": "sparsight.errors",
+    "SteerConfig": "sparsight.features",
     "StoreSource": "sparsight.activations",
     "TextConfig": "sparsight.lm",
     "TrainConfig": "sparsight.recipe",
@@ -33,15 +38,22 @@ _HOMES = {
     "collect_activations": "sparsight.collect",
     "convert_sae": "sparsight.convert",
     "evaluate_sae": "sparsight.evaluate",
+    "explain_index": "sparsight.explain",
+    "explain_run": "sparsight.explain",
+    "falsify_label": "sparsight.explain",
     "load_recipe": "sparsight.recipe",
     "load_sae": "sparsight.convert",
     "make_plan": "sparsight.plan",
     "probe_saes": "sparsight.probe",
     "publish_run": "sparsight.publish",
+    "read_text": "sparsight.features",
+    "serve_runs": "sparsight.serve",
     "run_study": "sparsight.study",
     "show_latent": "sparsight.show",
     "show_overview": "sparsight.show",
     "show_text": "sparsight.show",
+    "steer_text": "sparsight.steer",
+    "sweep_text": "sparsight.steer",
     "train_sae": "sparsight.train",
     "train_saes": "sparsight.train",
 }
@@ -54,8 +66,10 @@ if TYPE_CHECKING:
     from sparsight.convert import convert_sae, load_sae
     from sparsight.errors import SparsightError
     from sparsight.evaluate import evaluate_sae
-    from sparsight.features import FeatureIndex, IndexConfig
+    from sparsight.explain import explain_index, explain_run, falsify_label
+    from sparsight.features import FeatureIndex, IndexConfig, Notes, SteerConfig, read_text
     from sparsight.index import build_index
+    from sparsight.labels import EndpointConfig, ExplainConfig
     from sparsight.lm import LanguageModel, ModelConfig, TextConfig
     from sparsight.metrics import EvalReport, EvaluateConfig, ProbingConfig, ProbingReport
     from sparsight.plan import make_plan
@@ -63,8 +77,10 @@ if TYPE_CHECKING:
     from sparsight.publication import PublishConfig
     from sparsight.publish import publish_run
     from sparsight.recipe import Recipe, TrainConfig, load_recipe
-    from sparsight.sae import SAEConfig, SparseAutoencoder
+    from sparsight.sae import LatentEdit, SAEConfig, SparseAutoencoder
+    from sparsight.serve import serve_runs
     from sparsight.show import show_latent, show_overview, show_text
+    from sparsight.steer import steer_text, sweep_text
     from sparsight.study import run_study
     from sparsight.train import train_sae, train_saes
 

@@ -152,25 +152,178 @@ class Index:
 
 @dataclass(frozen=True)
 class Show:
-    """Show a run's features: an overview, one latent, or what your own text makes fire."""
+    """Show a run's features: an overview, one latent, or what your own texts make fire."""
 
     run: Positional[Path]
     """A run directory."""
     latent: Positional[int | None] = None
     """Number of a latent."""
-    text: str | None = None
-    """Your own text; lists which features fire on which token."""
+    text: UseAppendAction[tuple[str, ...]] = ()
+    """Your own text; lists which features fire on which token. May be repeated, to compare texts."""
+    texts: Path | None = None
+    """A file of texts, one a line."""
     sae: str | None = None
     """The SAE's id; default the first."""
+    html: Path | None = None
+    """Write chosen features as one HTML file that opens offline; with --list or --latents."""
+    list: str = ""
+    """Name of a list, for --html."""
+    latents: str = ""
+    """Numbers such as 1,2,3, for --html."""
 
     def __call__(self, stop: StopFlag) -> None:
         from sparsight.study import Study
 
+        if self.html is not None:
+            parts = [part for part in self.latents.split(",") if part]
+            if not all(part.strip().isdigit() for part in parts) or bool(parts) == bool(self.list):
+                raise SparsightError("--html takes either --list NAME or --latents with numbers such as 1,2,3.")
+            study, numbers = Study.reopen(RunDir.open(self.run)), [int(part) for part in parts]
+            study.export_html(self.sae, self.html, latents=numbers, list_name=self.list)
+            print(self.html)
+            return
+        texts = [*self.text, *_lines(self.texts)]
         print(
             Study.reopen(RunDir.open(self.run)).show(
-                self.sae, latent=self.latent, text=self.text, color=sys.stdout.isatty()
+                self.sae, latent=self.latent, texts=texts, color=sys.stdout.isatty()
             )
         )
+
+
+@dataclass(frozen=True)
+class Steer:
+    """Continue prompts with latents edited, beside the model as it is, random latents and an instruction in words."""
+
+    run: Positional[Path]
+    """A run directory."""
+    feature: UseAppendAction[Annotated[tuple[str, ...], arg(metavar="LATENT:MODE[:STRENGTH]")]]
+    """An edit: 12:add:2p99, 12:clamp:0.5norm, 12:scale:0.5, 7:ablate. May be repeated; all apply at once."""
+    prompt: UseAppendAction[tuple[str, ...]] = ()
+    """A text to go on from; may be repeated."""
+    prompts: Path | None = None
+    """A file of prompts, one a line."""
+    sae: str | None = None
+    """The SAE's id; default the first."""
+    sweep: str = ""
+    """Strengths to try the edit at, such as 1,2,4,8, in the unit that --feature names."""
+    tokens: int = 40
+    """Tokens to generate per arm, at most."""
+    temperature: float = 0.0
+    """0 takes the most likely token."""
+    seed: int = 0
+    """Of the draws and of the choice of random latents."""
+    scope: Literal["both", "prompt", "generation"] = "both"
+    """Which positions are edited: the prompt's, the generated tokens', or both."""
+    controls: Literal["both", "random", "prompt", "none"] = "both"
+    """Arms beside plain and steered."""
+    instruction: str = ""
+    """What the prompt arm asks for, in place of the promoted tokens."""
+    chat: FlagCreatePairsOff[bool] = False
+    """Put each prompt into the model's chat template."""
+    json: FlagCreatePairsOff[bool] = False
+    """Print JSON lines: one a token, then one a prompt."""
+
+    def __call__(self, stop: StopFlag) -> None:
+        from sparsight.features import SteerConfig
+        from sparsight.steer import steer_run
+
+        config = SteerConfig(
+            max_new_tokens=self.tokens,
+            temperature=self.temperature,
+            seed=self.seed,
+            scope=self.scope,
+            controls={"both": ("random", "prompt"), "none": ()}.get(self.controls, (self.controls,)),
+            chat=self.chat,
+        )
+        for block in steer_run(
+            RunDir.open(self.run),
+            [*self.prompt, *_lines(self.prompts)],
+            self.feature,
+            config,
+            sae_id=self.sae,
+            strengths=_numbers(self.sweep),
+            instruction=self.instruction,
+            as_json=self.json,
+        ):
+            print(block, flush=True)
+
+
+@dataclass(frozen=True)
+class Explain:
+    """Label features and test the labels: by counting, free and all of them, or by a language model behind an endpoint."""
+
+    run: Positional[Path]
+    """A run directory."""
+    latents: Positional[tuple[int, ...]] = ()
+    """Numbers of latents; default all that were ever active."""
+    sample: int = 0
+    """This many latents at random instead."""
+    list: str = ""
+    """The latents of this list of the notes instead."""
+    sae: str | None = None
+    """The SAE's id; default the first."""
+    endpoint: str = ""
+    """Address of an OpenAI-compatible endpoint, such as http://127.0.0.1:8000/v1. Passages of the held-out text are sent there."""
+    model: str = ""
+    """The model's name there."""
+    budget_tokens: int = 0
+    """Most tokens to spend there; without it the cost is estimated and nothing is sent."""
+    price_in: float = 0.0
+    """Price of a million prompt tokens, for the estimate."""
+    price_out: float = 0.0
+    """Price of a million answer tokens, for the estimate."""
+    key_variable: str = "SPARSIGHT_API_KEY"
+    """The environment variable that holds the key, where one is needed."""
+    max_answer_tokens: int = 200
+    """Longest answer; more for models that reason first."""
+
+    def __call__(self, stop: StopFlag) -> None:
+        from sparsight.explain import explain_run
+        from sparsight.labels import Cost, EndpointConfig
+
+        options = ("model", "budget_tokens", "price_in", "price_out", "key_variable", "max_answer_tokens")
+        asked = {name: getattr(self, name) for name in options}
+        endpoint = EndpointConfig(base_url=self.endpoint, **asked) if self.endpoint else None
+        if endpoint is None and (self.model or self.budget_tokens):
+            raise SparsightError("--model and --budget-tokens are of an endpoint; give its address with --endpoint.")
+        run = RunDir.open(self.run)
+        chosen = {"latents": self.latents, "named": self.list, "sample": self.sample}
+        found = explain_run(run, self.sae, **chosen, endpoint=endpoint)
+        print(found.text())
+        if isinstance(found, Cost):
+            print("Nothing was sent. To go on, give --budget-tokens: the most that may be spent.")
+
+
+@dataclass(frozen=True)
+class Notes:
+    """Read and write labels, notes and lists of a run's features; export them, import them."""
+
+    run: Positional[Path]
+    """A run directory."""
+    latent: Positional[int | None] = None
+    """Number of a latent."""
+    label: str = ""
+    """Give the latent this label."""
+    test: FlagCreatePairsOff[bool] = False
+    """Test the label given, or the latent's best one, on passages drawn anew; its tokens have to stand in backticks."""
+    note: str = ""
+    """Give the latent this note."""
+    add: str = ""
+    """Add the latent to this list."""
+    remove: str = ""
+    """Take the latent out of this list."""
+    export: Path | None = None
+    """Write everything to this file: Markdown if it ends in .md, else a line of JSON an item."""
+    take: Path | None = None
+    """Import such a file of lines: nothing here is lost, the newer of two stays."""
+    sae: str | None = None
+    """The SAE's id; default the first."""
+
+    def __call__(self, stop: StopFlag) -> None:
+        from sparsight.explain import annotate
+
+        options = {name: getattr(self, name) for name in ("label", "note", "add", "remove", "export", "take", "test")}
+        print(annotate(RunDir.open(self.run), self.sae, self.latent, **options))
 
 
 @dataclass(frozen=True)
@@ -244,7 +397,51 @@ class Publish:
         print(f"Uploaded: {done.url}" if done.url else f"Built, not uploaded: {done.folder}")
 
 
-_COMMANDS = (Run, Plan, Collect, Evaluate, Probe, Index, Show, Convert, Publish)
+@dataclass(frozen=True)
+class Serve:
+    """Look at runs in a browser: a local page that only this machine can open. Ctrl-C stops it."""
+
+    runs: Positional[tuple[Path, ...]]
+    """Run directories."""
+    host: str = "127.0.0.1"
+    """Address to listen on; another than this machine's own needs --allow-remote."""
+    port: int = 0
+    """TCP port; 0 takes a free one."""
+    allow_remote: FlagCreatePairsOff[bool] = False
+    """Let other machines connect, with the printed URL."""
+    no_browser: FlagCreatePairsOff[bool] = False
+    """Print the URL and open nothing."""
+    idle_minutes: float = 0.0
+    """Stop after so many minutes without a request; 0 never."""
+
+    def __call__(self, stop: StopFlag) -> None:
+        from sparsight.serve import serve_runs
+        from sparsight.web.config import ExplorerConfig
+
+        names = ("host", "port", "allow_remote", "idle_minutes")
+        config = ExplorerConfig(**{name: getattr(self, name) for name in names}, browser=not self.no_browser)
+        serve_runs(self.runs, config, on_start=lambda url: print(f"Open {url}\nCtrl-C stops it.", flush=True))
+
+
+def _lines(path: Path | None) -> list[str]:
+    """A file's lines that hold something; none without a file."""
+    if path is None:
+        return []
+    try:
+        return [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    except UnicodeDecodeError:
+        raise SparsightError(f"`{path}` is no UTF-8 text. Expected one text a line.") from None
+
+
+def _numbers(text: str) -> list[float]:
+    """Numbers with commas between them."""
+    try:
+        return [float(number) for number in text.split(",") if number.strip()]
+    except ValueError:
+        raise SparsightError(f"--sweep takes numbers such as 1,2,4,8; not {text!r}.") from None
+
+
+_COMMANDS = (Run, Plan, Collect, Evaluate, Probe, Index, Show, Explain, Notes, Steer, Convert, Publish, Serve)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

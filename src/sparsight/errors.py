@@ -10,25 +10,31 @@
     +-- StoreError                an activation store: missing, truncated or altered shard
     +-- SAEError                  a sparse autoencoder: impossible configuration
     |   +-- FormatError           a file of weights: wrong shapes, missing tensors, code inside
+    +-- SteeringError             an edit of latents, or a steering, that cannot be done as asked
     +-- MetricError               a metric without a meaning on these numbers
     +-- RunError                  a run directory: in use, incomplete, disk full
     +-- HubError                  the Hugging Face Hub: no token, a name it refuses, an upload cut off
+    +-- NotesError                labels, notes, lists: text that is refused, a file that is not ours
+    +-- EndpointError             a language model behind an address: no key, no answer, the budget spent
 
 A message says what happened with the values, what was expected, and the remedy. `assert` is for our own bugs.
 """
 
 __all__ = [
     "ActivationError",
+    "EndpointError",
     "FormatError",
     "HookPointError",
     "HubError",
     "MetricError",
     "ModelError",
+    "NotesError",
     "PlanError",
     "RecipeError",
     "RunError",
     "SAEError",
     "SparsightError",
+    "SteeringError",
     "StoreError",
     "TextError",
 ]
@@ -74,6 +80,10 @@ class FormatError(SAEError):
     """A file of weights that is not what it should be."""
 
 
+class SteeringError(SparsightError):
+    """An edit of latents, or a steering, that cannot be done as asked."""
+
+
 class MetricError(SparsightError):
     """A metric that has no meaning on the numbers given."""
 
@@ -84,3 +94,11 @@ class RunError(SparsightError):
 
 class HubError(SparsightError):
     """The Hugging Face Hub could not be written to."""
+
+
+class NotesError(SparsightError):
+    """Labels, notes or lists that cannot be kept or read."""
+
+
+class EndpointError(SparsightError):
+    """A language model behind an address that cannot be asked."""

@@ -1,20 +1,23 @@
 """SAE + store -> FeatureIndex: one pass over the held-out rows, each encoded once.
 
-What is kept is every activation of every latent, so density, quantiles and any kind of passage follow without the SAE.
+What is kept is every activation of every latent, so density, quantiles and any kind of passage follow without the SAE; and, counted from these
+active pairs alone, what each latent is about: its tokens, what follows them, its neighbours, the latents active with it, a map of all.
 With a second seed of the same SAE, each latent's nearest direction there and its most alike activation are kept too.
 Held-out text only: the evidence that people and explainers see is text that training did not.
 """
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from sparsight.activations import ActivationStore
+from sparsight.activations import ActivationStore, PieceTable
 from sparsight.errors import ActivationError, MetricError, SAEError
-from sparsight.features import FeatureIndex, FeatureIndexWriter, IndexConfig, logit_weights
+from sparsight.features import NORM_TOKENS, FeatureIndex, FeatureIndexWriter, IndexConfig
+from sparsight.features.evidence import Evidence, of_directions, of_outputs, of_pairs
 from sparsight.lm import LanguageModel
 from sparsight.metrics import CrossMoments, SeedPartners, flat_tokens, seed_partners
 from sparsight.sae import SparseAutoencoder, SparseLatents, untrained_directions
@@ -44,38 +47,72 @@ def build_index(
     """
     _check(sae, store, hook_point)
     comparison = None if second is None else _SeedComparison(sae, second)
-    n_left = config.heldout_tokens or store.n_tokens("heldout")
-    pieces = store.pieces("heldout")
+    pieces, target = store.pieces("heldout"), target_hook_point or hook_point
     with FeatureIndexWriter.create(Path(path), pieces, sae.n_latents, config) as writer:
-        for batch in store.batches("heldout", config.batch_tokens, hook_points=[hook_point]):
-            n = min(len(batch), n_left)
-            if not n:
-                break
-            n_left -= n
-            x = batch[hook_point][:n].to(sae.W_enc.device).float()
-            latents = sae.encode_sparse(x)
-            if comparison is not None:
-                comparison.add(x, latents)
-            tokens = flat_tokens(pieces, batch.piece_ids[:n], batch.positions[:n])
-            writer.add(tokens, latents.indices.cpu().numpy(), latents.values.float().cpu().numpy())
-        why_no_logits = _why_no_logits(sae, model)
-        if model is not None and not why_no_logits:
-            writer.set_arrays(logit_weights(model, sae.W_dec, config.promoted_tokens))
-        partners = None if comparison is None else comparison.partners()
-        if partners is not None:
-            writer.set_arrays(_columns(partners))
-        return writer.finish(
-            {
-                "architecture": sae.cfg.architecture,
-                "n_latents": sae.n_latents,
-                "hook_point": hook_point,
-                "target_hook_point": target_hook_point or hook_point,
-                "model": store.model,
-                "split": "heldout",
-                "why_no_logits": why_no_logits,
-                "seed_chance_cosine": None if partners is None else partners.chance_cosine,
-            }
-        )
+        mean_norm = _encode(sae, store, pieces, config, hook_point, writer, comparison)
+        grouped = writer.group()
+        about: dict[str, Any] = {
+            "architecture": sae.cfg.architecture,
+            "n_latents": sae.n_latents,
+            "hook_point": hook_point,
+            "target_hook_point": target,
+            "model": store.model,
+            "split": "heldout",
+            "mean_norm": mean_norm if hook_point == target else _mean_norm(store, target),
+            "position_tokens": grouped.text.position_tokens().tolist(),
+        }
+        for arrays, facts in (
+            of_directions(sae, grouped),
+            of_pairs(sae, grouped, config),
+            of_outputs(sae, model, grouped, pieces, config, target),
+            _of_partners(comparison),
+        ):
+            writer.set_arrays(arrays)
+            about |= facts
+        return writer.finish(about)
+
+
+def _encode(
+    sae: SparseAutoencoder,
+    store: ActivationStore,
+    pieces: PieceTable,
+    config: IndexConfig,
+    hook_point: str,
+    writer: FeatureIndexWriter,
+    comparison: "_SeedComparison | None",
+) -> float:
+    """The one pass: every row's latents go to the writer and the comparison. Returns the mean length of a row."""
+    n_rows = min(config.heldout_tokens or store.n_tokens("heldout"), store.n_tokens("heldout"))
+    n_done, lengths = 0, 0.0
+    for batch in store.batches("heldout", config.batch_tokens, hook_points=[hook_point]):
+        n = min(len(batch), n_rows - n_done)
+        if not n:
+            break
+        n_done += n
+        x = batch[hook_point][:n].to(sae.W_enc.device).float()
+        latents = sae.encode_sparse(x)
+        lengths += float(x.norm(dim=1).sum())
+        if comparison is not None:
+            comparison.add(x, latents)
+        tokens = flat_tokens(pieces, batch.piece_ids[:n], batch.positions[:n])
+        writer.add(tokens, latents.indices.cpu().numpy(), latents.values.float().cpu().numpy())
+    return lengths / n_done
+
+
+def _of_partners(comparison: "_SeedComparison | None") -> Evidence:
+    """Each latent's partners in the second seed."""
+    partners = None if comparison is None else comparison.partners()
+    if partners is None:
+        return {}, {"seed_chance_cosine": None}
+    return _columns(partners), {"seed_chance_cosine": partners.chance_cosine}
+
+
+def _mean_norm(store: ActivationStore, hook_point: str) -> float | None:
+    """Mean length of the activations that edits act on, over the first held-out rows; None where the store lacks them."""
+    if hook_point not in store.hook_points:
+        return None
+    batch = next(iter(store.batches("heldout", NORM_TOKENS, hook_points=[hook_point])))
+    return float(batch[hook_point].float().norm(dim=1).mean())
 
 
 class _SeedComparison:
@@ -109,16 +146,6 @@ def _columns(partners: SeedPartners) -> dict[str, np.ndarray]:
             "seed_correlation_latent": partners.correlation_latent,
         }
     return columns
-
-
-def _why_no_logits(sae: SparseAutoencoder, model: LanguageModel | None) -> str:
-    """Why promoted tokens are not stored; empty when they are."""
-    if model is None:
-        return "no language model was given"
-    residual = model.width(f"layers.{model.n_layers - 1}")
-    if sae.d_out != residual:
-        return f"the SAE writes {sae.d_out} numbers, the residual stream has {residual}"
-    return ""
 
 
 def _check(sae: SparseAutoencoder, store: ActivationStore, hook_point: str) -> None:

@@ -2,7 +2,7 @@
 
     show_overview   a sample of latents: the densest, the typical, the rare, each with its tokens and one passage
     show_latent     one latent: numbers, promoted and suppressed tokens, top, banded and random passages
-    show_text       one's own text: which latents fire on which token, and how well each token is rebuilt
+    show_text       one's own texts: which latents fire on which token, how well each token is rebuilt, where texts differ
 
 Active tokens have a coloured background by strength where `color` is set, else marks ⟦like this⟧. Tokens are made
 printable first (see features/tokens.py), so no text can act on the terminal.
@@ -12,19 +12,20 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import torch
 
-from sparsight.errors import SAEError, TextError
 from sparsight.features import (
     Context,
     FeatureIndex,
+    LiveText,
     TokenWeights,
+    printable,
     quantile_contexts,
     random_contexts,
+    read_texts,
     readable_tokens,
     top_contexts,
 )
-from sparsight.lm import LanguageModel, Piece, make_batches
+from sparsight.lm import LanguageModel
 from sparsight.sae import SparseAutoencoder
 
 __all__ = ["show_latent", "show_overview", "show_text"]
@@ -35,6 +36,8 @@ BLOCKS = " ▁▂▃▄▅▆▇█"
 TOKEN_COLUMNS = 22
 # A latent active once shows nothing about itself; the rare of the overview are active at least this often, if any is.
 LEAST_ACTIVE = 5
+# Of several texts.
+COMPARED_LATENTS = 12
 
 
 def show_overview(index: FeatureIndex, tokenizer: Any, *, n_each: int = 5, color: bool = False) -> str:
@@ -84,7 +87,7 @@ def show_latent(
         ]
     else:
         lines.append(f"promoted tokens were not stored: {index.about['why_no_logits']}")
-    lines.append(_partner(index, latent))
+    lines += [*_evidence(index, tokenizer, latent), _partner(index, latent)]
     strongest = float(index.maximum[latent])
     lines += ["", "Strongest, one a document:"]
     lines += [_passage(tokenizer, context, strongest, color) for context in top_contexts(index, latent, n_top)]
@@ -96,11 +99,10 @@ def show_latent(
     return "\n".join(lines) + "\n"
 
 
-@torch.inference_mode()
 def show_text(
     sae: SparseAutoencoder,
     model: LanguageModel,
-    text: str,
+    text: str | Sequence[str],
     *,
     hook_point: str,
     target_hook_point: str = "",
@@ -110,40 +112,82 @@ def show_text(
 ) -> str:
     """The latents that fire on each token of a text, strongest first; with `index` also a word each promotes.
 
-    Raises TextError when the text has no tokens, SAEError when the SAE does not fit the hook point.
+    Several texts are shown one after the other, then the latents that differ most between them. Raises TextError when a text
+    has no tokens, SAEError when the SAE does not fit the hook point.
     """
-    target = target_hook_point or hook_point
-    token_ids = np.array(model.tokenizer(text)["input_ids"], np.int32)
-    if not len(token_ids):
-        raise TextError("The text has no tokens. Give at least one word.")
-    for side, name, expected in (("d_in", hook_point, sae.d_in), ("d_out", target, sae.d_out)):
-        if model.width(name) != expected:
-            raise SAEError(
-                f"The model's `{name}` is {model.width(name)} wide; this SAE expects {side}={expected}. "
-                "Give the model and hook point that it was trained on."
-            )
-    piece = Piece(document_id=0, row=0, piece=0, start=0, token_ids=token_ids, heldout=True)
-    (batch,) = make_batches(
-        [piece], batch_tokens=len(token_ids), pad_id=0, isolation="documents", context_tokens=len(token_ids), eos_id=0
-    )
-    read = model.read(batch, list({hook_point: 0, target: 0}))
-    x, y = (read[name][0, : len(token_ids)].to(sae.W_enc.device).float() for name in (hook_point, target))
-    latents = sae.encode_sparse(x)
-    error = ((y - sae.reconstruct(x)).norm(dim=-1) / y.norm(dim=-1).clamp_min(1e-12)).tolist()
+    texts = [text] if isinstance(text, str) else list(text)
+    read = read_texts(sae, model, texts, hook_point=hook_point, target_hook_point=target_hook_point)
+    blocks = []
+    for number, live in enumerate(read, 1):
+        head = [f"Text {number}: {_clip(printable(live.text), 100)}"] if len(read) > 1 else []
+        blocks.append("\n".join([*head, *_text_rows(live, model, index, per_token, color)]) + "\n")
+    if len(read) > 1:
+        blocks.append(_compared(read, model, index))
+    return "\n".join(blocks)
+
+
+def _text_rows(
+    live: LiveText, model: LanguageModel, index: FeatureIndex | None, per_token: int, color: bool
+) -> list[str]:
     lines = ["token                     error   L0  latents: value, strongest first   (error = |x - x_hat| / |x|)"]
-    for row, token in enumerate(readable_tokens(model.tokenizer, token_ids)):
+    for row, token in enumerate(readable_tokens(model.tokenizer, live.token_ids)):
         name = f"{_clip(token, TOKEN_COLUMNS):<{TOKEN_COLUMNS}}"
-        if int(token_ids[row]) in model.special_ids:
+        if live.special[row]:
             lines.append(f"{name}  special token: training never saw one here")
             continue
-        values, order = latents.values[row].sort(descending=True)
-        n_active = int((values > 0).sum())
         fired = [
-            _fired(int(latents.indices[row, order[i]]), float(values[i]), index, model.tokenizer, color)
-            for i in range(min(per_token, n_active))
+            _fired(int(live.indices[row, i]), float(live.values[row, i]), index, model.tokenizer, color)
+            for i in range(min(per_token, int(live.l0[row])))
         ]
-        lines.append(f"{name}  {error[row]:>7.3f} {n_active:>4}  {'  '.join(fired)}")
+        lines.append(f"{name}  {live.error[row]:>7.3f} {live.l0[row]:>4}  {'  '.join(fired)}")
+    return lines
+
+
+def _compared(read: Sequence[LiveText], model: LanguageModel, index: FeatureIndex | None) -> str:
+    """Each text's means, and the latents whose strongest activations differ most between the texts."""
+    lines = ["text   tokens  error   L0  (means, without special tokens)"]
+    for number, live in enumerate(read, 1):
+        real = ~live.special
+        if real.any():
+            lines.append(f"{number:>4}  {real.sum():>7} {live.error[real].mean():>6.3f} {live.l0[real].mean():>4.0f}")
+    strongest = np.stack([live.strongest() for live in read])
+    spread = strongest.max(0) - strongest.min(0)
+    latents = np.argsort(-spread, kind="stable")[:COMPARED_LATENTS]
+    numbered = "".join(f"{f'text {number}':>9}" for number in range(1, len(read) + 1))
+    lines += ["", "Latents that differ most, by their strongest activation:", f"  latent  {numbered}"]
+    for latent in map(int, latents[spread[latents] > 0]):
+        values = "".join(f"{value:>9.3g}" for value in strongest[:, latent])
+        promoted = index.promoted(latent).token_ids[:4] if index is not None and index.has_logits else []
+        lines.append(f"{latent:>8}  {values}  {' '.join(_quoted(model.tokenizer, promoted))}".rstrip())
     return "\n".join(lines) + "\n"
+
+
+def _evidence(index: FeatureIndex, tokenizer: Any, latent: int) -> list[str]:
+    """Its tokens, what follows them, its neighbours and company: one line each, with what chance gives."""
+    lift, near, company = index.lift(latent), index.neighbours(latent), index.coactive(latent)
+    if lift is None or near is None or company is None:
+        return ["tokens, neighbours and company were not counted: this index is of an earlier version"]
+    number = {name: float(array[latent]) for name, array in index.arrays.items() if array.shape == (index.n_latents,)}
+    token = _quoted(tokenizer, [int(number["top_token"])])[0]
+    lines = [
+        f"tokens: {number['token_purity']:.0%} on {token} (chance {number['chance_token_purity']:.0%}), entropy "
+        f"{number['token_entropy']:.2f} bits (chance {number['chance_token_entropy']:.2f}), position "
+        f"{number['position_bits']:.2f} bits (chance {number['chance_position_bits']:.2f})",
+    ]
+    if len(lift.token_ids):
+        chance = np.nan_to_num(number["chance_lift"])
+        lines.append(f"likelier to follow: {_weights(tokenizer, lift)} bits (chance {chance:.2f})")
+    if len(near[0]):
+        pairs = "  ".join(f"{other} {cosine:.2f}" for other, cosine in zip(*near, strict=True))
+        lines.append(f"nearest directions: {pairs} (chance {index.about['chance_cosine']['decoder']:.2f})")
+    if len(company.latents):
+        pairs = "  ".join(f"{other} {pmi:.1f}" for other, pmi in zip(company.latents, company.pmi, strict=True))
+        cluster = f"; cluster {int(number['cluster'])}" if number["cluster"] >= 0 else ""
+        lines.append(f"active together: {pairs} bits (chance {index.about['coactive']['chance_pmi']:.1f}){cluster}")
+    if not np.isnan(number.get("output_score", np.nan)):
+        chance = index.about["output_score"]["chance"]
+        lines.append(f"output score {number['output_score']:.2f} (another latent's tokens {chance:.2f})")
+    return lines
 
 
 def _partner(index: FeatureIndex, latent: int) -> str:

@@ -9,7 +9,7 @@ import json
 import logging
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, replace
 from functools import cached_property
@@ -30,7 +30,7 @@ from sparsight.artifact import Manifest, RunDir, StopFlag, environment, locked, 
 from sparsight.collect import asked_for, collect_activations
 from sparsight.errors import StoreError
 from sparsight.evaluate import evaluate_sae
-from sparsight.features import FeatureIndex
+from sparsight.features import FeatureIndex, Notes
 from sparsight.index import build_index
 from sparsight.lm import LanguageModel, builtin_sets, choose_device, folder_sets, resolve_checkpoint, sets_fingerprint
 from sparsight.metrics import ProbingConfig, ProbingReport
@@ -41,6 +41,8 @@ from sparsight.report import write_report
 from sparsight.sae import Checkpoints, SAEConfig, load_stream_state
 from sparsight.show import show_latent, show_overview, show_text
 from sparsight.train import train_saes
+from sparsight.web.export import features_html
+from sparsight.web.words import Words
 
 __all__ = ["Study", "run_study"]
 
@@ -74,18 +76,18 @@ class Study:
         return cls(load_recipe(run.recipe), run)
 
     def show(
-        self, sae_id: str | None, *, latent: int | None = None, text: str | None = None, color: bool = False
+        self, sae_id: str | None, *, latent: int | None = None, texts: Sequence[str] = (), color: bool = False
     ) -> str:
-        """What a person looks at: an overview of one SAE's features, one latent, or what a text makes fire."""
+        """What a person looks at: an overview of one SAE's features, one latent, or what texts make fire."""
         sae = self.saes.chosen(sae_id)[0]
         index = FeatureIndex.open(self.run.features(sae.id))
-        if text is not None:
+        if texts:
             names = [sae.hook_point, *filter(None, [sae.target_hook_point])]
             model = LanguageModel.load(self.recipe.model, hook_points=names)
             return show_text(
                 self.saes.load(sae, self._device()),
                 model,
-                text,
+                texts,
                 hook_point=sae.hook_point,
                 target_hook_point=sae.target_hook_point,
                 index=index,
@@ -95,6 +97,21 @@ class Study:
         if latent is not None:
             return show_latent(index, tokenizer, latent, color=color)
         return show_overview(index, tokenizer, color=color)
+
+    def export_html(self, sae_id: str | None, out: Path, *, latents: Sequence[int] = (), list_name: str = "") -> None:
+        """Writes chosen features, or a list of them, as one HTML file that opens offline."""
+        sae = self.saes.chosen(sae_id)[0]
+        index = FeatureIndex.open(self.run.features(sae.id))
+        notes = Notes.open(self.run.notes(sae.id), index.n_latents)
+        page = features_html(
+            index,
+            Words(lambda: resolve_checkpoint(self.recipe.model).tokenizer()),
+            notes.latents_of(list_name) if list_name else latents,
+            title=list_name or f"{self.recipe.name}: {sae.id}",
+            labels=notes.best_labels(),
+            notes=notes.notes(),
+        )
+        write_atomic(out, page.encode(errors="replace"))
 
     def probe(
         self, sae_id: str | None, *, full: bool, folder: Path | None, config: ProbingConfig

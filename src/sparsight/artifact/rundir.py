@@ -6,6 +6,7 @@
       activations/     an ActivationStore
       saes/ID/         cfg.json, sae_weights.safetensors, training.jsonl, evaluation.json, probing.json
       features/ID/     a FeatureIndex
+      notes/ID.sqlite  what people and explainers say of its latents
       report.md        what a person reads
 
 One process writes at a time: an flock on `.lock`, which the system releases however the process ends.
@@ -84,6 +85,10 @@ class RunDir:
     def features(self, sae_id: str) -> Path:
         """The FeatureIndex of one SAE."""
         return self.path / "features" / sae_id
+
+    def notes(self, sae_id: str) -> Path:
+        """The Notes of one SAE: labels, notes, lists."""
+        return self.path / "notes" / f"{sae_id}.sqlite"
 
 
 @contextmanager

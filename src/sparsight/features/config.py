@@ -26,8 +26,20 @@ class IndexConfig:
     promoted_tokens: int = 10
     """Tokens kept at each end of the logit weights of each latent."""
 
+    map: bool = True
+    """Lay latents out on a plane, where umap-learn is installed (the extra `maps`); 131,072 latents take it minutes."""
+    output_latents: int = 8192
+    """Latents whose output score is measured, evenly spaced among those active where there are more; 0 for none. Takes the
+    language model 16 tokens each."""
+
     def __post_init__(self) -> None:
-        for name, least in (("heldout_tokens", 0), ("batch_tokens", 1), ("histogram_bins", 1), ("promoted_tokens", 1)):
+        for name, least in (
+            ("heldout_tokens", 0),
+            ("batch_tokens", 1),
+            ("histogram_bins", 1),
+            ("promoted_tokens", 1),
+            ("output_latents", 0),
+        ):
             if getattr(self, name) < least:
                 raise RunError(f"[index] {name} = {getattr(self, name)}; expected at least {least}.")
         if self.value_dtype not in VALUE_DTYPES:

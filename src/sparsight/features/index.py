@@ -1,9 +1,7 @@
 """FeatureIndex: every activation of every latent on held-out text, grouped by latent, memory-mapped.
 
     features/ID/
-      index.json              format, version, n_tokens (measured), config, arrays (dtype and shape of each), about (architecture, n_latents,
-                              hook_point, target_hook_point, model, split, why_no_logits: empty when they are there,
-                              seed_chance_cosine: null without a second seed)
+      index.json              format, version 2, n_tokens (measured), config, arrays (dtype and shape of each), about (below)
       piece_tokens.npy        int32   [tokens]      the held-out pieces of text end to end, masked tokens included
       piece_offsets.npy       int64   [pieces + 1]  piece i is piece_tokens[offsets[i]:offsets[i+1]]
       piece_documents.npy     int64   [pieces]      document id
@@ -16,6 +14,20 @@
       maximum.npy, mean.npy   float32 [latents]     of the active values; 0 for a latent never active
       quantiles.npy           float32 [latents, quantiles]  of the active values
       histogram.npy           int64   [latents, bins]       of the active values, equal bins from 0 to the maximum
+    Version 1 ends here, but for the logits and the second seed. Numbers are NaN and tokens, latents and clusters -1 where there are none.
+      token_purity.npy, token_entropy.npy, position_bits.npy  float32 [latents]     see statistics/places.py for these and their
+      chance_*.npy            float32 [latents]     controls: chance_token_purity, _token_entropy, _lift (the strongest), _position_bits
+      top_token.npy           int32   [latents]     the token that it is most often active on
+      lift_tokens.npy, lift_counts.npy   int32 [latents, 5]  next tokens, strongest lift first, and how often each followed
+      lift_values.npy         float32 [latents, 5]  log2 of how many times as often as after any token, shrunk
+      position_bins.npy       int64   [latents, 8]  activations by offset in the document: 0, 1, 2-3, ..., 32-63, 64 and beyond
+      decoder_neighbours.npy, encoder_neighbours.npy  int32 [latents, 10]  nearest first, among latents that were active;
+      decoder_cosines.npy, encoder_cosines.npy        float32 [latents, 10]
+      coactive_latents.npy    int32   [latents, 10] active on the same tokens more often than chance, strongest first;
+      coactive_pmi.npy, coactive_jaccard.npy  float32 [latents, 10]  see statistics/coactivation.py
+      cluster.npy             int32   [latents]     community of the neighbour graph, 0 the largest (statistics/communities.py)
+      map.npy                 float32 [latents, 2]  a place on the plane (statistics/layout.py); absent: about.why_no_map
+      output_score.npy        float32 [latents]     statistics/outputs.py; absent without a language model, NaN where not measured
       promoted_tokens.npy, suppressed_tokens.npy    int32   [latents, n]  largest and smallest logit weights first
       promoted_weights.npy, suppressed_weights.npy  float32 [latents, n]  (all four absent without a language model)
       seed_cosine.npy         float32 [latents]     the largest cosine of its direction with one of the second seed's
@@ -23,42 +35,40 @@
       seed_correlation.npy    float32 [latents]     the largest correlation over the measured tokens; NaN if never active
       seed_correlation_latent.npy  int32 [latents]  with that latent (both absent also for very wide dictionaries)
 
+`about`: architecture, n_latents, hook_point, target_hook_point, model, split; why_no_logits and why_no_map, empty when they are there;
+seed_chance_cosine, null without a second seed; mean_norm, the mean length of an activation at the target hook point (null where that is not what is
+read); position_tokens, the measured tokens by bin of position; chance_cosine {decoder, encoder}, what the nearest of as many random directions has;
+coactive, clusters, map and output_score: what each was measured on, and its control.
+
 A token's place in piece_tokens is its row number everywhere, so that its piece, document, position and token id need
 no columns of their own. The arrays never change once written; a folder appears whole or not at all.
 Trade-off: 8 bytes an activation (100,000 tokens at L0 = 32 take 26 MB), in return for any view of any latent in
 milliseconds without the SAE or the language model.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from sparsight.artifact import read_json
 from sparsight.errors import RunError, StoreError
+from sparsight.features.storage import ARRAYS, read_folder
 
-__all__ = ["FORMAT", "LOGIT_ARRAYS", "VERSION", "FeatureIndex", "Partner", "TokenWeights"]
+__all__ = [
+    "LOGIT_ARRAYS",
+    "Cluster",
+    "Coactive",
+    "FeatureIndex",
+    "Partner",
+    "TokenWeights",
+]
 
-FORMAT = "sparsight.features"
-VERSION = 1
-ARRAYS = (
-    "piece_tokens",
-    "piece_offsets",
-    "piece_documents",
-    "piece_starts",
-    "measured",
-    "latent_offsets",
-    "activation_tokens",
-    "activation_values",
-    "n_documents",
-    "maximum",
-    "mean",
-    "quantiles",
-    "histogram",
-)
 PARTNER_ARRAYS = ("seed_cosine", "seed_cosine_latent", "seed_correlation", "seed_correlation_latent")
+_NOT_BY_LATENT = ARRAYS[: ARRAYS.index("n_documents")]
 LOGIT_ARRAYS = ("promoted_tokens", "promoted_weights", "suppressed_tokens", "suppressed_weights")
 
 
@@ -68,6 +78,27 @@ class TokenWeights:
 
     token_ids: Int[np.ndarray, " n"]
     weights: Float[np.ndarray, " n"]
+
+
+@dataclass(frozen=True)
+class Coactive:
+    """Latents active on the same tokens as a latent, more often than chance: strongest association first."""
+
+    latents: Int[np.ndarray, " n"]
+    pmi: Float[np.ndarray, " n"]
+    """log2 of how many times as often as by chance, from the corrected counts that order them."""
+    jaccard: Float[np.ndarray, " n"]
+    """Tokens on which both are active, over those on which either is."""
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """A community of the neighbour graph."""
+
+    number: int
+    """0 is the largest; what the column `cluster` holds."""
+    latents: Int[np.ndarray, " n"]
+    """Its members, ascending."""
 
 
 @dataclass(frozen=True)
@@ -107,36 +138,15 @@ class FeatureIndex:
         self.n_tokens: int = description["n_tokens"]
         for name in ARRAYS:
             setattr(self, name, arrays[name])
-        self._logits = {name: arrays[name] for name in LOGIT_ARRAYS if name in arrays}
-        self._partners = {name: arrays[name] for name in PARTNER_ARRAYS if name in arrays}
+        self.arrays: Mapping[str, np.ndarray] = arrays
+        """Every array that the index has, by name; those that may be absent have to be looked up here."""
         self.n_latents = len(self.latent_offsets) - 1
 
     @classmethod
     def open(cls, path: str | Path) -> "FeatureIndex":
         """Memory-map an index. Raises RunError when there is none, StoreError when it is damaged."""
-        path = Path(path)
-        if not (path / "index.json").is_file():
-            raise RunError(f"`{path}` holds no feature index (no index.json). Build one with `sparsight index`.")
-        description = read_json(path / "index.json")
-        found = (description.get("format"), description.get("version")) if isinstance(description, dict) else None
-        if found != (FORMAT, VERSION):
-            raise StoreError(
-                f"`{path}` has format {found}; expected {(FORMAT, VERSION)}. Delete it and rebuild it with `sparsight index`."
-            )
-        try:
-            listed = {name: (entry["dtype"], tuple(entry["shape"])) for name, entry in description["arrays"].items()}
-            missing = [name for name in ARRAYS if name not in listed]
-            if missing:
-                raise StoreError(
-                    f"`{path}/index.json` lacks {', '.join(missing)}. Delete the folder and rebuild it with `sparsight index`."
-                )
-            arrays = {name: _map(path / f"{name}.npy", *expected) for name, expected in listed.items()}
-            index = cls(path, description, arrays)
-        except (KeyError, TypeError, AttributeError) as error:
-            raise StoreError(
-                f"`{path}/index.json` is garbled ({error}). Delete the folder and rebuild it with `sparsight index`."
-            ) from None
-        index._check_offsets()
+        index = cls(Path(path), *read_folder(Path(path)))
+        index._check()
         return index
 
     @property
@@ -147,7 +157,7 @@ class FeatureIndex:
     @property
     def has_logits(self) -> bool:
         """Whether promoted and suppressed tokens were stored."""
-        return len(self._logits) == len(LOGIT_ARRAYS)
+        return all(name in self.arrays for name in LOGIT_ARRAYS)
 
     def activations(self, latent: int) -> tuple[Int[np.ndarray, " n"], Float[np.ndarray, " n"]]:
         """Where in `piece_tokens` a latent is active, ascending, and how strongly (float32)."""
@@ -174,9 +184,9 @@ class FeatureIndex:
     def partner(self, latent: int) -> Partner | None:
         """A latent's partners in the second seed; None where the index was built without one."""
         self.check_latent(latent)
-        if "seed_cosine" not in self._partners:
+        if "seed_cosine" not in self.arrays:
             return None
-        found = {name: array[latent] for name, array in self._partners.items()}
+        found = {name: self.arrays[name][latent] for name in PARTNER_ARRAYS if name in self.arrays}
         correlated = not np.isnan(found.get("seed_correlation", np.nan))
         return Partner(
             cosine=float(found["seed_cosine"]),
@@ -186,10 +196,54 @@ class FeatureIndex:
             correlation_latent=int(found["seed_correlation_latent"]) if correlated else None,
         )
 
+    def neighbours(
+        self, latent: int, side: Literal["decoder", "encoder"] = "decoder"
+    ) -> tuple[Int[np.ndarray, " n"], Float[np.ndarray, " n"]] | None:
+        """The latents whose directions (or inputs) are nearest, and their cosines; None where they were not computed."""
+        self.check_latent(latent)
+        found = self._ranked(latent, f"{side}_neighbours", f"{side}_cosines")
+        return None if found is None else (found[0], found[1])
+
+    def coactive(self, latent: int) -> Coactive | None:
+        """The latents active on the same tokens more often than chance; None where they were not counted."""
+        self.check_latent(latent)
+        found = self._ranked(latent, "coactive_latents", "coactive_pmi", "coactive_jaccard")
+        return None if found is None else Coactive(*found)
+
+    def lift(self, latent: int) -> TokenWeights | None:
+        """The next tokens that follow the latent more often than they follow any token: log2 of how many times."""
+        self.check_latent(latent)
+        found = self._ranked(latent, "lift_tokens", "lift_values")
+        return None if found is None else TokenWeights(*found)
+
+    def position(self, latent: int) -> tuple[Int[np.ndarray, " bins"], Int[np.ndarray, " bins"]] | None:
+        """Activations by position in the document, bins 0, 1, 2-3, 4-7, ..., and the measured tokens by the same bins."""
+        self.check_latent(latent)
+        bins = self.arrays.get("position_bins")
+        if bins is None:
+            return None
+        return np.asarray(bins[latent]), np.array(self.about["position_tokens"], np.int64)
+
+    def clusters(self) -> list[Cluster] | None:
+        """Communities of the neighbour graph, largest first; latents in none are left out. None where there are none."""
+        of_latent = self.arrays.get("cluster")
+        if of_latent is None:
+            return None
+        order = np.argsort(of_latent, kind="stable")
+        bounds = np.searchsorted(of_latent[order], np.arange(of_latent.max(initial=-1) + 2))
+        return [Cluster(i, order[a:b]) for i, (a, b) in enumerate(pairwise(bounds))]
+
     def check_latent(self, latent: int) -> None:
         """Raises RunError when there is no such latent."""
         if not 0 <= latent < self.n_latents:
             raise RunError(f"There is no latent {latent}; `{self.path}` has latents 0 to {self.n_latents - 1}.")
+
+    def _ranked(self, latent: int, *names: str) -> tuple[np.ndarray, ...] | None:
+        """The latent's row of arrays that are padded at the end, by -1 in the first of them."""
+        if names[0] not in self.arrays:
+            return None
+        n = int((self.arrays[names[0]][latent] >= 0).sum())
+        return tuple(np.asarray(self.arrays[name][latent][:n]) for name in names)
 
     def _weights(self, kind: str, latent: int) -> TokenWeights:
         self.check_latent(latent)
@@ -198,28 +252,20 @@ class FeatureIndex:
                 f"`{self.path}` has no promoted tokens: it was built without a language model. Rebuild it with one."
             )
         return TokenWeights(
-            token_ids=np.asarray(self._logits[f"{kind}_tokens"][latent]),
-            weights=np.asarray(self._logits[f"{kind}_weights"][latent]),
+            token_ids=np.asarray(self.arrays[f"{kind}_tokens"][latent]),
+            weights=np.asarray(self.arrays[f"{kind}_weights"][latent]),
         )
 
-    def _check_offsets(self) -> None:
+    def _check(self) -> None:
+        """Raises StoreError when arrays do not fit together, which would show one latent's evidence as another's."""
+        damaged = [
+            name for name in self.arrays if name not in _NOT_BY_LATENT and len(self.arrays[name]) != self.n_latents
+        ]
         for name, items in (("latent_offsets", self.activation_tokens), ("piece_offsets", self.piece_tokens)):
             offsets = getattr(self, name)
             if not len(offsets) or offsets[0] != 0 or offsets[-1] != len(items) or (np.diff(offsets) < 0).any():
-                raise StoreError(
-                    f"`{self.path}/{name}.npy` is damaged. Delete `{self.path}` and rebuild it with `sparsight index`."
-                )
-
-
-def _map(path: Path, dtype: str, shape: tuple[int, ...]) -> np.ndarray:
-    try:
-        array = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        reason = "is missing" if isinstance(error, FileNotFoundError) else f"is damaged ({error})"
-        raise StoreError(f"`{path}` {reason}. Delete `{path.parent}` and rebuild it with `sparsight index`.") from None
-    if (str(array.dtype), array.shape) != (dtype, shape):
-        raise StoreError(
-            f"`{path}` holds {array.dtype} {array.shape}; index.json says {dtype} {shape}. "
-            f"Delete `{path.parent}` and rebuild it with `sparsight index`."
-        )
-    return array
+                damaged.append(name)
+        if damaged:
+            raise StoreError(
+                f"`{self.path}/{damaged[0]}.npy` is damaged. Delete `{self.path}` and rebuild it with `sparsight index`."
+            )

@@ -1,8 +1,8 @@
 """Writes a FeatureIndex in one pass over rows of any order, with memory bounded by a part of the active pairs.
 
 Active (latent, token, value) triples, 12 bytes each, go to 64 bucket files by range of latents; then each bucket is
-read, sorted by latent and token, and appended to the final arrays. So the whole needs the memory of one bucket, all
-writes are sequential, and a full disk is an error and not a crash (which it would be in a writable memory map).
+read, sorted by latent and token, counted and appended to the final arrays. So the whole needs the memory of one bucket and of the text's columns,
+all writes are sequential, and a full disk is an error and not a crash (which it would be in a writable memory map).
 
 Everything is written to `.ID.tmp` beside the index and renamed at the end. Of two builds of one ID at the same time
 the second would remove the first's files; the run directory's lock prevents that.
@@ -10,39 +10,56 @@ Trade-off: the buckets take 1.5 times the disk of the final arrays until the bui
 """
 
 import errno
-import os
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 
 from sparsight.activations import PieceTable
-from sparsight.artifact import write_json
 from sparsight.errors import MetricError, RunError
 from sparsight.features.config import IndexConfig
-from sparsight.features.index import FORMAT, VERSION, FeatureIndex
+from sparsight.features.index import FeatureIndex
+from sparsight.features.statistics import Bucket, IndexedText, place_statistics, value_statistics
+from sparsight.features.storage import ArrayFolder
 
-__all__ = ["FeatureIndexWriter"]
+__all__ = ["FeatureIndexWriter", "Grouped"]
 
 N_BUCKETS = 64
 MOST_TOKENS = 2**31 - 1
 TRIPLE = np.dtype([("latent", "<u4"), ("value", "<f4"), ("token", "<i4")])
 
 
+@dataclass(frozen=True)
+class Grouped:
+    """All activations, grouped by latent: what is known once the pass is over."""
+
+    latent_offsets: Int[np.ndarray, " latents_plus_1"]
+    maximum: Float[np.ndarray, " latents"]
+    token_ranks: Int[np.ndarray, " active"]
+    """Of each activation's token, how many measured tokens come before it."""
+    text: IndexedText
+
+    @property
+    def alive(self) -> Bool[np.ndarray, " latents"]:
+        """Which latents were active."""
+        return np.diff(self.latent_offsets) > 0
+
+
 class FeatureIndexWriter:
-    """Collects activations, then makes the index. Use `FeatureIndexWriter.create` in a `with` statement."""
+    """Collects activations (`add`), groups them by latent (`group`), takes what else there is (`set_arrays`), and makes the index
+    (`finish`). Use `FeatureIndexWriter.create` in a `with` statement."""
 
     def __init__(self, folder: Path, path: Path, pieces: PieceTable, n_latents: int, config: IndexConfig) -> None:
-        self._folder, self._path, self._pieces = folder, path, pieces
+        self._arrays, self._path, self._pieces = ArrayFolder(folder), path, pieces
         self._config, self._n_latents = config, n_latents
         self._measured = np.zeros(len(pieces.token_ids), bool)
-        self._arrays: dict[str, dict[str, Any]] = {}
         self._starts = np.unique(np.arange(N_BUCKETS + 1) * n_latents // N_BUCKETS)
+        self._bucket_of = np.repeat(np.arange(len(self._starts) - 1, dtype=np.uint8), np.diff(self._starts))
         self._buckets = [(folder / f"bucket-{i}").open("w+b") for i in range(len(self._starts) - 1)]
         self._n_active = 0
 
@@ -85,26 +102,24 @@ class FeatureIndexWriter:
         triples = np.empty(len(row), TRIPLE)
         triples["latent"], triples["token"] = latents[row, column], tokens[row]
         triples["value"] = self._stored(values[row, column])
-        triples = triples[np.argsort(triples["latent"], kind="stable")]
-        bounds = np.searchsorted(triples["latent"], self._starts)
+        bucket_of = self._bucket_of[triples["latent"]]
+        triples = triples[np.argsort(bucket_of, kind="stable")]
+        bounds = np.concatenate([[0], np.cumsum(np.bincount(bucket_of, minlength=len(self._buckets)))])
         for bucket, start, end in zip(self._buckets, bounds, bounds[1:], strict=False):
             bucket.write(triples[start:end].tobytes())
         self._n_active += len(triples)
 
     def set_arrays(self, arrays: Mapping[str, np.ndarray]) -> None:
-        """Store further arrays under their names (the logit weights)."""
-        for name, array in arrays.items():
-            with self._array(name, array.dtype, array.shape) as file:
-                file.write(np.ascontiguousarray(array).tobytes())
+        """Store further arrays under their names."""
+        self._arrays.write(arrays)
 
-    def finish(self, about: Mapping[str, Any]) -> FeatureIndex:
-        """Sort, count, write and rename; then open. Raises MetricError when no latent was ever active."""
-        n_tokens = int(self._measured.sum())
+    def group(self) -> Grouped:
+        """Sort and count what was added, after the last of it. Raises MetricError when no latent was ever active."""
         if not self._n_active:
             raise MetricError(
-                f"No latent of the SAE is active on any of {n_tokens} held-out tokens; there is nothing to index."
+                f"No latent of the SAE is active on any of {int(self._measured.sum())} held-out tokens; there is nothing to index."
             )
-        pieces = self._pieces
+        pieces, text = self._pieces, IndexedText(self._pieces, self._measured)
         self.set_arrays(
             {
                 "piece_tokens": pieces.token_ids.astype(np.int32),
@@ -114,61 +129,35 @@ class FeatureIndexWriter:
                 "measured": self._measured,
             }
         )
-        self._write_activations()
-        for i, bucket in enumerate(self._buckets):
-            bucket.close()
-            (self._folder / f"bucket-{i}").unlink()
-        write_json(
-            self._folder / "index.json",
-            {
-                "format": FORMAT,
-                "version": VERSION,
-                "n_tokens": n_tokens,
-                "about": dict(about),
-                "config": asdict(self._config),
-                "arrays": self._arrays,
-            },
-        )
-        self._folder.rename(self._path)
+        statistics = self._write_activations(text)
+        offsets = np.concatenate([[0], np.cumsum(statistics.pop("n_active"))])
+        self.set_arrays({"latent_offsets": offsets, **statistics})
+        ranks = text.ranks(self._arrays.map("activation_tokens"))
+        return Grouped(latent_offsets=offsets, maximum=statistics["maximum"], token_ranks=ranks, text=text)
+
+    def finish(self, about: Mapping[str, Any]) -> FeatureIndex:
+        """Describe, rename and open, once everything is there."""
+        self._arrays.describe(int(self._measured.sum()), about, self._config)
+        self._arrays.path.rename(self._path)
         return FeatureIndex.open(self._path)
 
-    def _write_activations(self) -> None:
-        """The grouped arrays and, on the way, each latent's statistics."""
-        config, shape = self._config, (self._n_active,)
-        counts = np.zeros(self._n_latents, np.int64)
-        stats = {
-            "n_documents": np.zeros(self._n_latents, np.int64),
-            "maximum": np.zeros(self._n_latents, np.float32),
-            "mean": np.zeros(self._n_latents, np.float32),
-            "quantiles": np.zeros((self._n_latents, len(config.quantiles)), np.float32),
-            "histogram": np.zeros((self._n_latents, config.histogram_bins), np.int64),
-        }
+    def _write_activations(self, text: IndexedText) -> dict[str, np.ndarray]:
+        """The grouped arrays; returns each latent's statistics, and under n_active how many are its own."""
+        config, shape, parts = self._config, (self._n_active,), []
         with (
-            self._array("activation_tokens", np.dtype(np.int32), shape) as tokens,
-            self._array("activation_values", np.dtype(config.value_dtype), shape) as values,
+            self._arrays.open("activation_tokens", np.dtype(np.int32), shape) as tokens,
+            self._arrays.open("activation_values", np.dtype(config.value_dtype), shape) as values,
         ):
-            for bucket in self._buckets:
-                triples = _read(bucket)
-                triples = triples[np.lexsort((triples["token"], triples["latent"]))]
-                tokens.write(triples["token"].tobytes())
-                values.write(triples["value"].astype(config.value_dtype).tobytes())
-                self._summarise(triples, counts, stats)
-        self.set_arrays({"latent_offsets": np.concatenate([[0], np.cumsum(counts)]), **stats})
-
-    def _summarise(self, triples: np.ndarray, counts: np.ndarray, stats: dict[str, np.ndarray]) -> None:
-        latents, starts = np.unique(triples["latent"], return_index=True)
-        documents = self._pieces.document_ids[np.searchsorted(self._pieces.offsets, triples["token"], side="right") - 1]
-        for latent, start, end in zip(latents, starts, np.append(starts, len(triples))[1:], strict=True):
-            values = triples["value"][start:end]
-            counts[latent] = end - start
-            stats["n_documents"][latent] = len(np.unique(documents[start:end]))
-            stats["maximum"][latent], stats["mean"][latent] = values.max(), values.mean(dtype=np.float64)
-            stats["quantiles"][latent] = np.quantile(values, self._config.quantiles)
-            # Bins are numbered here and not by np.histogram, whose edges underflow on subnormal values.
-            bins = values.astype(np.float64) / float(values.max()) * self._config.histogram_bins
-            last = self._config.histogram_bins - 1
-            bins = np.minimum(bins.astype(np.int64), last)
-            stats["histogram"][latent] = np.bincount(bins, minlength=last + 1)
+            for i, file in enumerate(self._buckets):
+                bucket = _read(file, int(self._starts[i]), int(self._starts[i + 1]))
+                file.close()
+                Path(file.name).unlink()
+                tokens.write(bucket.places.tobytes())
+                values.write(bucket.values.astype(config.value_dtype).tobytes())
+                part = {"n_active": np.bincount(bucket.latents, minlength=bucket.n_latents)}
+                part |= value_statistics(bucket, text.documents, config.quantiles, config.histogram_bins)
+                parts.append(part | place_statistics(bucket, text))
+        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
     def _stored(self, values: Float[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
         """The values as they will be read back, so that statistics describe what is stored."""
@@ -184,19 +173,12 @@ class FeatureIndexWriter:
             )
         return stored
 
-    @contextmanager
-    def _array(self, name: str, dtype: np.dtype, shape: tuple[int, ...]) -> Iterator[BinaryIO]:
-        """A .npy file whose data the caller writes; fsynced and listed in index.json."""
-        self._arrays[name] = {"dtype": str(dtype), "shape": list(shape)}
-        with (self._folder / f"{name}.npy").open("wb") as file:
-            header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
-            np.lib.format.write_array_header_1_0(file, header)
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
 
-
-def _read(bucket: BinaryIO) -> np.ndarray:
-    bucket.flush()
-    bucket.seek(0)
-    return np.fromfile(bucket, TRIPLE)
+def _read(file: BinaryIO, first: int, end: int) -> Bucket:
+    """The triples of latents first to end - 1, by latent and then by token."""
+    file.flush()
+    file.seek(0)
+    triples = np.fromfile(file, TRIPLE)
+    latents = triples["latent"].astype(np.int64) - first
+    order = np.argsort(latents << 32 | triples["token"])
+    return Bucket(end - first, latents[order], triples["token"][order], triples["value"][order])

@@ -5,6 +5,7 @@ from sparsight.lm.builtin import BUILTIN_MODELS, BUILTIN_TEXTS
 from sparsight.lm.checkpoint import Checkpoint, resolve_checkpoint
 from sparsight.lm.config import ModelConfig, TextConfig
 from sparsight.lm.documents import Document, document_id, is_heldout, iter_documents, text_fingerprint
+from sparsight.lm.generate import Decoding, Sampler
 from sparsight.lm.hookpoint import HookPoint
 from sparsight.lm.labelled import (
     LabelledPrompts,
@@ -22,6 +23,7 @@ __all__ = [
     "BUILTIN_MODELS",
     "BUILTIN_TEXTS",
     "Checkpoint",
+    "Decoding",
     "Document",
     "HookPoint",
     "LabelledPrompts",
@@ -29,6 +31,7 @@ __all__ = [
     "LanguageModel",
     "ModelConfig",
     "Piece",
+    "Sampler",
     "TextConfig",
     "TextCounts",
     "TextCursor",

@@ -54,6 +54,8 @@ class LanguageModel:
     """What stands between packed documents; 0 when the tokenizer has none."""
     special_ids: frozenset[int]
     """The tokenizer's special tokens."""
+    stop_ids: frozenset[int]
+    """Tokens that end a generated text, as the model's or the tokenizer's configuration names them."""
     provenance: dict[str, Any]
     """What was loaded, from where, how much of it, and what the self-check found."""
 
@@ -76,6 +78,7 @@ class LanguageModel:
         self.eos_id = next(id for id in ids[1:] if isinstance(id, int))
         self.pad_id = next(id for id in ids if isinstance(id, int))
         self.special_ids = frozenset(tokenizer.all_special_ids)
+        self.stop_ids = _stop_ids(module, tokenizer)
 
     @classmethod
     def load(cls, config: ModelConfig, *, hook_points: Sequence[str] | None = None) -> "LanguageModel":
@@ -135,6 +138,28 @@ class LanguageModel:
             hooked(self._module, {name: _replacer(name, edit) for name, edit in (replace or {}).items()}),
         ):
             return self._forward(batch.input_ids).logits
+
+    def next_logits(
+        self,
+        input_ids: Int[Tensor, "rows positions"],
+        cache: Any = None,
+        *,
+        n_before: int = 0,
+        replace: Mapping[str, Callable[[Tensor], Tensor]] | None = None,
+    ) -> tuple[Float[Tensor, "rows vocab"], Any]:
+        """Logits of the token after each row, float32, and the cache that goes on from there; see `generate.Decoding`.
+
+        `cache` is of the `n_before` tokens before these; None begins. `replace` as in `logits`, for these positions.
+        """
+        self._require_head()
+        with (
+            torch.inference_mode(),
+            hooked(self._module, {name: _replacer(name, edit) for name, edit in (replace or {}).items()}),
+        ):
+            output = self._forward(input_ids, n_before=n_before, use_cache=True, past_key_values=cache)
+        if getattr(output, "past_key_values", None) is None:
+            raise ModelError(f"{type(self._module).__name__} keeps no key-value cache; generation needs one.")
+        return output.logits[:, -1].float(), output.past_key_values
 
     @torch.inference_mode()
     def unembed(self, directions: Float[Tensor, "n d"]) -> Float[Tensor, "n vocab"]:
@@ -200,13 +225,13 @@ class LanguageModel:
         silent = ", ".join(name for name in hook_points if name not in found)
         raise ModelError(f"{silent} never fires in a forward pass on text. Choose a module that the model calls.")
 
-    def _forward(self, input_ids: Tensor) -> Any:
+    def _forward(self, input_ids: Tensor, *, n_before: int = 0, use_cache: bool = False, **more: Any) -> Any:
         longest = getattr(self._module.config.get_text_config(), "max_position_embeddings", None)
-        if longest and input_ids.shape[1] > longest:
-            raise ModelError(
-                f"A row holds {input_ids.shape[1]} tokens; {self.config.id} takes {longest}. Lower text.context_tokens."
-            )
-        return self._module(input_ids=input_ids.to(self.device, non_blocking=True), use_cache=False)
+        n_tokens = n_before + input_ids.shape[1]
+        if longest and n_tokens > longest:
+            remedy = "Give a shorter text, or fewer new tokens." if use_cache else "Lower text.context_tokens."
+            raise ModelError(f"A row holds {n_tokens} tokens; {self.config.id} takes {longest}. {remedy}")
+        return self._module(input_ids=input_ids.to(self.device, non_blocking=True), use_cache=use_cache, **more)
 
     def _checked_activation(self, name: str, ids: Tensor) -> Float[Tensor, "rows positions d"]:
         values: list[Tensor] = []
@@ -263,6 +288,12 @@ class LanguageModel:
 
 def _embedding(module: PreTrainedModel) -> Float[Tensor, "vocab d"]:
     return cast(nn.Embedding, module.get_input_embeddings()).weight
+
+
+def _stop_ids(module: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
+    named = [getattr(getattr(module, name, None), "eos_token_id", None) for name in ("generation_config", "config")]
+    listed = [ids if isinstance(ids, list) else [ids] for ids in (*named, tokenizer.eos_token_id)]
+    return frozenset(id for ids in listed for id in ids if isinstance(id, int))
 
 
 def _replacer(name: str, edit: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:

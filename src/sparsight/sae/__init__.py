@@ -3,6 +3,7 @@
 from sparsight.sae.autoencoder import SAEOutput, SparseAutoencoder, SparseLatents
 from sparsight.sae.checkpoints import Checkpoints, load_stream_state
 from sparsight.sae.config import ARCHITECTURES, SAEConfig
+from sparsight.sae.edits import EDIT_MODES, LatentEdit, edit_change, edited
 from sparsight.sae.exchange.founding import founding_config
 from sparsight.sae.kernels.workspace import Workspace
 from sparsight.sae.trainer import SAETrainer
@@ -10,13 +11,17 @@ from sparsight.sae.untrained import load_untrained, untrained_directions, untrai
 
 __all__ = [
     "ARCHITECTURES",
+    "EDIT_MODES",
     "Checkpoints",
+    "LatentEdit",
     "SAEConfig",
     "SAEOutput",
     "SAETrainer",
     "SparseAutoencoder",
     "SparseLatents",
     "Workspace",
+    "edit_change",
+    "edited",
     "founding_config",
     "load_stream_state",
     "load_untrained",

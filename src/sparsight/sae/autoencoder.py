@@ -10,7 +10,7 @@ inference form of batchtopk and matryoshka) or gated; see `activation.py`.
 Dense latents of n tokens cost 4 n F bytes: `encode_sparse` and `reconstruct` work in chunks of rows instead.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -84,6 +84,10 @@ class SparseAutoencoder(nn.Module):
         width = max((chunk.indices.shape[1] for chunk in chunks), default=0)
         padded = [[functional.pad(part, (0, width - part.shape[1])) for part in chunk] for chunk in chunks]
         return SparseLatents(*(torch.cat(parts) for parts in zip(*padded, strict=True)))
+
+    def encode_latents(self, x: Float[Tensor, "n d_in"], latents: Sequence[int]) -> Float[Tensor, "n m"]:
+        """Activations of these latents alone, as all together give them; never all latents of all tokens at once."""
+        return torch.cat([self.encode(rows)[:, list(latents)] for rows in self._chunks(x)])
 
     def decode(self, latents: Float[Tensor, "n F"]) -> Float[Tensor, "n d_out"]:
         """Reconstruction from dense latents."""

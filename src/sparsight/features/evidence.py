@@ -1,0 +1,101 @@
+"""What an index says of each latent beyond where it was active: its directions, the latents active with it, what it writes.
+
+Each function gives arrays of the index and facts for its `about`: what they were measured on, and the control.
+"""
+
+from typing import Any
+
+import numpy as np
+import torch
+
+from sparsight.activations import PieceTable
+from sparsight.features.config import IndexConfig
+from sparsight.features.logits import logit_weights
+from sparsight.features.statistics import (
+    N_NEIGHBOURS,
+    Coactivation,
+    chance_nearest,
+    communities,
+    edges_of,
+    lay_out,
+    nearest,
+    output_scores,
+    why_no_map,
+)
+from sparsight.features.writer import Grouped
+from sparsight.lm import LanguageModel
+from sparsight.sae import SparseAutoencoder
+
+__all__ = ["Evidence", "of_directions", "of_outputs", "of_pairs"]
+
+Evidence = tuple[dict[str, np.ndarray], dict[str, Any]]
+"""Arrays of the index and facts of its `about`."""
+
+
+def of_directions(sae: SparseAutoencoder, grouped: Grouped) -> Evidence:
+    """Neighbours on both sides."""
+    alive, arrays = grouped.alive, {}
+    for side, directions in (("decoder", sae.W_dec), ("encoder", sae.W_enc.T)):
+        arrays[f"{side}_neighbours"], arrays[f"{side}_cosines"] = nearest(directions, alive, N_NEIGHBOURS)
+    n_alive = int(alive.sum())
+    chance = {"decoder": chance_nearest(n_alive, sae.d_out), "encoder": chance_nearest(n_alive, sae.d_in)}
+    return arrays, {"chance_cosine": chance}
+
+
+def of_pairs(sae: SparseAutoencoder, grouped: Grouped, config: IndexConfig) -> Evidence:
+    """Which latents are active together, their communities, and the map."""
+    pairs = Coactivation(grouped.latent_offsets, grouped.token_ranks, grouped.text.n_measured)
+    arrays, coactive = pairs.strongest()
+    partners, pmi = arrays["coactive_latents"], arrays["coactive_pmi"]
+    arrays["cluster"], clusters = communities(edges_of(partners, pmi), sae.n_latents)
+    linked = np.flatnonzero(partners[:, 0] >= 0)
+    reason = why_no_map(len(linked)) if config.map else "[index] map = false"
+    about = {"coactive": coactive, "clusters": clusters, "why_no_map": reason}
+    if not reason:
+        numbers = np.full(sae.n_latents + 1, -1, np.int32)  # the last, for the padding of -1
+        numbers[linked] = np.arange(len(linked))
+        points, about["map"] = lay_out(
+            numbers[partners[linked]],
+            pmi[linked],
+            sae.W_dec.detach().float().cpu().numpy()[linked],
+            lambda some: pairs.pmi(linked[some])[:, linked],
+        )
+        arrays["map"] = np.full((sae.n_latents, 2), np.nan, np.float32)
+        arrays["map"][linked] = points
+    return arrays, about
+
+
+def of_outputs(
+    sae: SparseAutoencoder,
+    model: LanguageModel | None,
+    grouped: Grouped,
+    pieces: PieceTable,
+    config: IndexConfig,
+    target_hook_point: str,
+) -> Evidence:
+    """Promoted and suppressed tokens, and whether boosting a latent promotes them."""
+    why_no_logits = _why_no_logits(sae, model)
+    if model is None or why_no_logits:
+        return {}, {"why_no_logits": why_no_logits}
+    arrays = logit_weights(model, sae.W_dec, config.promoted_tokens)
+    maxima = sae.W_dec * torch.from_numpy(grouped.maximum).to(sae.W_dec)[:, None]
+    arrays["output_score"], about = output_scores(
+        model,
+        maxima,
+        arrays["promoted_tokens"],
+        grouped.alive,
+        pieces,
+        target_hook_point=target_hook_point,
+        n_latents=config.output_latents,
+    )
+    return arrays, {"why_no_logits": "", "output_score": about}
+
+
+def _why_no_logits(sae: SparseAutoencoder, model: LanguageModel | None) -> str:
+    """Why promoted tokens are not stored; empty when they are."""
+    if model is None:
+        return "no language model was given"
+    residual = model.width(f"layers.{model.n_layers - 1}")
+    if sae.d_out != residual:
+        return f"the SAE writes {sae.d_out} numbers, the residual stream has {residual}"
+    return ""

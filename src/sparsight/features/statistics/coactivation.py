@@ -1,0 +1,126 @@
+"""Which latents are active on the same tokens more often than chance.
+
+    expected  n_i n_j / N     of N tokens, were the two independent
+    pmi       log2((n_ij + 1) / (expected + 1))   pointwise mutual information, shrunk to 0 where little was seen
+    jaccard   n_ij / (n_i + n_j - n_ij)
+
+Pairs active together on fewer than 5 tokens are left out, and what is kept is ordered by pmi. Without the shrinkage two latents that were active
+once, on the same token, would come before all others.
+
+All pairs of a token's active latents are counted by a product of sparse matrices, a range of latents at a time, so time grows with the sum
+of squares of L0 over tokens and not with the number of latents. Where that sum is beyond `_MOST_PRODUCTS` (dense SAEs), every so many-th token counts
+alone; the result says how many tokens did.
+"""
+
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+
+from sparsight.features.statistics.grouped import log_ratio, strongest_of_each
+
+__all__ = ["N_COACTIVE", "Coactivation"]
+
+N_COACTIVE = 10
+_LEAST_SEEN = 5
+_MOST_PRODUCTS = 2**32
+_MOST_PAIRS = 2**26
+_PRODUCTS_AT_ONCE = 2**26
+# Chance is taken of about this many latents, evenly spaced.
+_CHANCE_LATENTS = 256
+
+
+class Coactivation:
+    """Which latent is active on which token, ready to be multiplied.
+
+    `ranks`: the token of each activation, 0 to n_tokens - 1, grouped by latent as `latent_offsets` says.
+    """
+
+    def __init__(
+        self, latent_offsets: Int[np.ndarray, " bounds"], ranks: Int[np.ndarray, " active"], n_tokens: int
+    ) -> None:
+        from scipy import sparse
+
+        step = _step(ranks, n_tokens)
+        kept = np.arange(len(ranks)) if step == 1 else np.flatnonzero(ranks % step == 0)
+        offsets, tokens = np.searchsorted(kept, latent_offsets), (ranks[kept] // step).astype(np.int32)
+        self.n_latents, self.n_tokens = len(latent_offsets) - 1, -(-n_tokens // step)
+        self.n_active: Int[np.ndarray, " latents"] = np.diff(offsets)
+        ones, shape = np.ones(len(tokens), np.int32), (self.n_latents, self.n_tokens)
+        self._of_latent = sparse.csr_array((ones, tokens, offsets), shape=shape)
+        self._of_token = self._of_latent.T.tocsr()
+        self._moved = sparse.csr_array((ones, (tokens + self.n_tokens // 2) % self.n_tokens, offsets), shape=shape)
+
+    def strongest(self) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+        """Arrays coactive_latents, coactive_pmi, coactive_jaccard [latents, 10], padded with -1 and NaN; and what was counted: `tokens`, and of
+        some latents the mean strongest `pmi`, beside `chance_pmi` with the tokens of those latents moved half the text away."""
+        everyone = np.arange(self.n_latents)
+        found = self._strongest(self._of_latent, everyone)
+        some = everyone[self.n_active > 0][:: max(1, int((self.n_active > 0).sum()) // _CHANCE_LATENTS)]
+        about = {
+            "tokens": self.n_tokens,
+            "pmi": _mean_strongest(found["coactive_pmi"][some]),
+            "chance_pmi": _mean_strongest(self._strongest(self._moved[some], some)["coactive_pmi"]),
+            "chance_latents": len(some),
+        }
+        return found, about
+
+    def pmi(self, latents: Int[np.ndarray, " n"]) -> Float[np.ndarray, "n latents"]:
+        """Of some latents with every one, those hardly or never active together included; -inf with itself."""
+        seen = (self._of_latent[latents] @ self._of_token).toarray()
+        pmi = log_ratio(seen, self.n_active[latents, None].astype(np.float64) * self.n_active / self.n_tokens)
+        pmi[np.arange(len(latents)), latents] = -np.inf
+        return pmi
+
+    def _strongest(self, rows: Any, latents: Int[np.ndarray, " n"]) -> dict[str, np.ndarray]:
+        """The three arrays for some latents, whose tokens are `rows`; a block of them at a time."""
+        products = np.cumsum(rows @ np.diff(self._of_token.indptr).astype(np.float64))
+        block = (products // _PRODUCTS_AT_ONCE).astype(np.int64)
+        bounds = np.concatenate([[0], np.flatnonzero(np.diff(block)) + 1, [len(latents)]])
+        parts = []
+        for start, end in pairwise(bounds):
+            together = (rows[start:end] @ self._of_token).tocoo()
+            parts.append(_of_block(together, latents[start:end], self.n_active, self.n_tokens))
+        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+def _step(ranks: Int[np.ndarray, " active"], n_tokens: int) -> int:
+    """Every so many-th token is counted."""
+    per_token = np.bincount(ranks, minlength=n_tokens).astype(np.float64)
+    return max(1, int(np.ceil(np.square(per_token).sum() / _MOST_PRODUCTS)), -(-len(ranks) // _MOST_PAIRS))
+
+
+def _of_block(
+    together: Any, latents: Int[np.ndarray, " n"], n_active: Int[np.ndarray, " latents"], n_tokens: int
+) -> dict[str, np.ndarray]:
+    shape = (len(latents), N_COACTIVE)
+    row, other, seen = together.row, together.col, together.data
+    pmi, kept = _association(latents[row], other, seen, n_active, n_tokens)
+    row, other, seen, pmi = row[kept].astype(np.int64), other[kept], seen[kept], pmi[kept]
+    order = np.argsort(row * np.int64(len(n_active)) + other)  # a product's columns are in no order
+    row, other, seen, pmi = row[order], other[order], seen[order], pmi[order]
+    jaccard = seen / (n_active[latents[row]] + n_active[other] - seen)
+    best = strongest_of_each(row, pmi, N_COACTIVE)
+    return {
+        "coactive_latents": best.table(other.astype(np.int32), shape, -1),
+        "coactive_pmi": best.table(pmi.astype(np.float32), shape, np.nan),
+        "coactive_jaccard": best.table(jaccard.astype(np.float32), shape, np.nan),
+    }
+
+
+def _association(
+    latents: Int[np.ndarray, " n"],
+    others: Int[np.ndarray, " n"],
+    seen: Int[np.ndarray, " n"],
+    n_active: Int[np.ndarray, " latents"],
+    n_tokens: int,
+) -> tuple[Float[np.ndarray, " n"], Bool[np.ndarray, " n"]]:
+    expected = n_active[latents].astype(np.float64) * n_active[others] / n_tokens
+    pmi = log_ratio(seen, expected)
+    return pmi, (seen >= _LEAST_SEEN) & (pmi > 0) & (latents != others)
+
+
+def _mean_strongest(pmi: Float[np.ndarray, "latents n"]) -> float:
+    """Over latents; 0 for those with none."""
+    return float(np.nan_to_num(pmi[:, 0]).mean(dtype=np.float64))
