@@ -18,7 +18,9 @@ from sparsight.errors import SAEError, TextError
 from sparsight.features import (
     Context,
     FeatureIndex,
+    Label,
     TokenWeights,
+    printable,
     quantile_contexts,
     random_contexts,
     readable_tokens,
@@ -60,12 +62,16 @@ def show_latent(
     n_top: int = 8,
     n_band: int = 2,
     n_random: int = 4,
+    labels: Sequence[Label] = (),
+    note: str = "",
     color: bool = False,
 ) -> str:
-    """One latent with its evidence. Raises RunError when there is no such latent."""
+    """One latent with its evidence, and what its notes say of it. Raises RunError when there is no such latent."""
     tokens, _ = index.activations(latent)
     lines = [
         f"Latent {latent} at {index.about['hook_point']}",
+        *(printable(label.described()) for label in labels),
+        *(printable(line) for line in note.splitlines()),
         f"active on {len(tokens):,} of {index.n_tokens:,} held-out tokens ({index.density[latent]:.3%}), in "
         f"{index.n_documents[latent]:,} documents",
     ]
