@@ -16,7 +16,7 @@ from itertools import pairwise
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 
 from sparsight.features.statistics.grouped import log_ratio, strongest_of_each
 
@@ -24,9 +24,9 @@ __all__ = ["N_COACTIVE", "Coactivation"]
 
 N_COACTIVE = 10
 _LEAST_SEEN = 5
-_MOST_PRODUCTS = 2**32
+_MOST_PRODUCTS = 2**30
 _MOST_PAIRS = 2**26
-_PRODUCTS_AT_ONCE = 2**26
+_PRODUCTS_AT_ONCE = 2**23
 # Chance is taken of about this many latents, evenly spaced.
 _CHANCE_LATENTS = 256
 
@@ -80,7 +80,7 @@ class Coactivation:
         bounds = np.concatenate([[0], np.flatnonzero(np.diff(block)) + 1, [len(latents)]])
         parts = []
         for start, end in pairwise(bounds):
-            together = (rows[start:end] @ self._of_token).tocoo()
+            together = (rows[start:end] @ self._of_token).tocsr()
             parts.append(_of_block(together, latents[start:end], self.n_active, self.n_tokens))
         return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
@@ -94,31 +94,20 @@ def _step(ranks: Int[np.ndarray, " active"], n_tokens: int) -> int:
 def _of_block(
     together: Any, latents: Int[np.ndarray, " n"], n_active: Int[np.ndarray, " latents"], n_tokens: int
 ) -> dict[str, np.ndarray]:
-    shape = (len(latents), N_COACTIVE)
-    row, other, seen = together.row, together.col, together.data
-    pmi, kept = _association(latents[row], other, seen, n_active, n_tokens)
-    row, other, seen, pmi = row[kept].astype(np.int64), other[kept], seen[kept], pmi[kept]
-    order = np.argsort(row * np.int64(len(n_active)) + other)  # a product's columns are in no order
-    row, other, seen, pmi = row[order], other[order], seen[order], pmi[order]
-    jaccard = seen / (n_active[latents[row]] + n_active[other] - seen)
-    best = strongest_of_each(row, pmi, N_COACTIVE)
+    often = np.flatnonzero(together.data >= _LEAST_SEEN)
+    row = np.searchsorted(together.indptr, often, side="right") - 1
+    other, seen = together.indices[often].astype(np.int64), together.data[often]
+    ours, theirs = n_active[latents[row]], n_active[other]
+    pmi = log_ratio(seen, ours.astype(np.float64) * theirs / n_tokens)
+    jaccard = seen / (ours + theirs - seen)
+    kept = np.flatnonzero((pmi > 0) & (latents[row] != other))
+    kept = kept[np.argsort(row[kept] * len(n_active) + other[kept])]  # a product's columns are in no order
+    best, shape = strongest_of_each(row[kept], pmi[kept], N_COACTIVE), (len(latents), N_COACTIVE)
     return {
-        "coactive_latents": best.table(other.astype(np.int32), shape, -1),
-        "coactive_pmi": best.table(pmi.astype(np.float32), shape, np.nan),
-        "coactive_jaccard": best.table(jaccard.astype(np.float32), shape, np.nan),
+        "coactive_latents": best.table(other[kept].astype(np.int32), shape, -1),
+        "coactive_pmi": best.table(pmi[kept].astype(np.float32), shape, np.nan),
+        "coactive_jaccard": best.table(jaccard[kept].astype(np.float32), shape, np.nan),
     }
-
-
-def _association(
-    latents: Int[np.ndarray, " n"],
-    others: Int[np.ndarray, " n"],
-    seen: Int[np.ndarray, " n"],
-    n_active: Int[np.ndarray, " latents"],
-    n_tokens: int,
-) -> tuple[Float[np.ndarray, " n"], Bool[np.ndarray, " n"]]:
-    expected = n_active[latents].astype(np.float64) * n_active[others] / n_tokens
-    pmi = log_ratio(seen, expected)
-    return pmi, (seen >= _LEAST_SEEN) & (pmi > 0) & (latents != others)
 
 
 def _mean_strongest(pmi: Float[np.ndarray, "latents n"]) -> float:
