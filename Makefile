@@ -6,7 +6,8 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 # Installed first and pinned: a later resolver would otherwise pull another build with gigabytes of GPU packages.
 TORCH ?= torch==2.13.0
 
-.PHONY: web web-check demo test lint install bench bench-growth bench-optimisers bench-quality bench-dictionaries bench-steering reference-job check-peers clean
+.PHONY: demo test lint install web web-check bench bench-growth bench-optimisers bench-quality bench-dictionaries bench-index bench-steering
+.PHONY: reference-job check-peers clean
 
 demo: $(VENV)/.installed
 	$(BIN)/sparsight run recipes/demo.toml
@@ -50,6 +51,11 @@ bench-dictionaries: $(VENV)/.installed
 # Do edits of 80 features move their promoted tokens more than edits of matched random latents? About a quarter of an hour.
 bench-steering: demo
 	$(BIN)/python benchmarks/steering.py runs/demo
+
+# Time and memory of a feature index; then beside sae-dashboard, in an environment of its own, about an hour on 2 cores.
+bench-index: demo
+	$(BIN)/python benchmarks/index_speed.py $(BENCH)
+	TORCH="$(TORCH)" $(BIN)/python benchmarks/peers/dashboards.py
 
 # The founding job's speed, on a CUDA GPU: torch from its CUDA index first (TORCH), and the kernels of Qwen3.5's linear attention.
 reference-job: $(VENV)/.installed
