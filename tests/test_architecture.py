@@ -95,6 +95,7 @@ def test_public_things_are_documented(path: Path) -> None:
         metrics.EvaluateConfig,
         metrics.ProbingConfig,
         features.IndexConfig,
+        features.SteerConfig,
         PublishConfig,
     ],
 )
