@@ -3,6 +3,7 @@
 from sparsight.features.config import IndexConfig
 from sparsight.features.contexts import Band, Context, quantile_contexts, random_contexts, top_contexts
 from sparsight.features.editing import LatentEditor
+from sparsight.features.effect import PredictedTokens
 from sparsight.features.index import FeatureIndex, Partner, TokenWeights
 from sparsight.features.live import LiveText, check_sae_fits, read_text, read_texts
 from sparsight.features.logits import logit_weights
@@ -32,6 +33,7 @@ __all__ = [
     "LatentEditor",
     "LiveText",
     "Partner",
+    "PredictedTokens",
     "SteerConfig",
     "SteerEvent",
     "Steered",
