@@ -100,7 +100,7 @@ def test_it_listens_on_this_machine_alone_and_opens_a_browser_when_asked(run, mo
         started.append(url)
         port = int(re.findall(r":(\d+)/", url)[0])
         with (
-            pytest.raises(OSError, match="refused|timed out|assign"),
+            pytest.raises(OSError, match=r"refused|timed out|assign"),
             socket.create_connection(("127.0.0.2", port), timeout=1),
         ):
             pass
