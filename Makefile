@@ -6,7 +6,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 # Installed first and pinned: a later resolver would otherwise pull another build with gigabytes of GPU packages.
 TORCH ?= torch==2.13.0
 
-.PHONY: web web-check demo test lint install bench bench-growth bench-optimisers bench-quality bench-dictionaries bench-steering reference-job check-peers clean
+.PHONY: web web-check demo test lint install bench bench-growth bench-optimisers bench-quality bench-dictionaries bench-steering bench-index bench-explorer reference-job check-peers clean
 
 demo: $(VENV)/.installed
 	$(BIN)/sparsight run recipes/demo.toml
@@ -25,7 +25,7 @@ install: $(VENV)/.installed
 $(VENV)/.installed: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -c "import torch" 2>/dev/null || $(PIP) install "$(TORCH)"
-	$(PIP) install --editable ".[demo,probes,dev]"
+	$(PIP) install --editable ".[demo,probes,web,dev]"
 	touch $@
 
 # Slow studies; their records are committed under benchmarks/records. bench: beside three other packages, each in an environment of its own
@@ -50,6 +50,15 @@ bench-dictionaries: $(VENV)/.installed
 # Do edits of 80 features move their promoted tokens more than edits of matched random latents? About a quarter of an hour.
 bench-steering: demo
 	$(BIN)/python benchmarks/steering.py runs/demo
+
+# Time and memory of a feature index; then beside sae-dashboard, in an environment of its own, about an hour on 2 cores.
+bench-index: demo
+	$(BIN)/python benchmarks/index_speed.py $(BENCH)
+	TORCH="$(TORCH)" $(BIN)/python benchmarks/peers/dashboards.py
+
+# How long the explorer's page waits for each answer at 131,072 latents; ten minutes.
+bench-explorer: $(VENV)/.installed
+	$(BIN)/python benchmarks/explorer.py $(BENCH)
 
 # The founding job's speed, on a CUDA GPU: torch from its CUDA index first (TORCH), and the kernels of Qwen3.5's linear attention.
 reference-job: $(VENV)/.installed

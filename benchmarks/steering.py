@@ -10,7 +10,7 @@ tokens:
     boost     add N p99 at every token of held-out text, effect at every token; predicted: up. Random: latents alike in density, p99 and norm
     ablate    set to 0 at a token where the feature is active, effect on its next-token prediction; predicted: down. Random: the latent
               active at that very token whose part of the reconstruction is nearest in length
-    text      continuations of a few prompts at 4 p99: promoted tokens among the generated, beside random latents and an instruction
+    text      continuations of a few prompts at 4 p99: effect on each arm's own text and promoted tokens among the generated
 
 Intervals are 95 %, of resampling features and documents both (boost), or features with their own documents (ablate, text).
 """
@@ -200,7 +200,8 @@ def measure_text(subject: Subject, features: list[int], seed: int) -> dict[str, 
         prompt = PROMPTS[number % len(PROMPTS)]
         steered = steer_text(subject.model, subject.sae, prompt, [edit], config, **options)
         for name, arm in steered.arms.items():
-            columns = found.setdefault(name, {"promoted": [], "nll": [], "kl": [], "repetition": []})
+            columns = found.setdefault(name, {"effect": [], "promoted": [], "nll": [], "kl": [], "repetition": []})
+            columns["effect"].append(arm.effect or 0.0)
             columns["promoted"].append((arm.promoted or 0) / len(arm.events))
             columns["nll"].append(arm.nll)
             columns["kl"].append(arm.kl)
@@ -278,11 +279,11 @@ def markdown(record: dict[str, Any]) -> str:
     lines += [
         f"Generated text, {record['text_features']} features at {TEXT_STRENGTH:g} p99, {TEXT_TOKENS} tokens each, greedy:",
         "",
-        "| arm | promoted tokens a token | nll under the unsteered model | kl | repetition |",
-        "|---|---|---|---|---|",
+        "| arm | effect | promoted tokens a token | nll under the unsteered model | kl | repetition |",
+        "|---|---|---|---|---|---|",
     ]
     for arm, columns in record["text"].items():
-        cells = (shown(columns[column]) for column in ("promoted", "nll", "kl", "repetition"))
+        cells = (shown(columns[column]) for column in ("effect", "promoted", "nll", "kl", "repetition"))
         lines.append(f"| {arm} | " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
 

@@ -97,6 +97,7 @@ def test_public_things_are_documented(path: Path) -> None:
         features.IndexConfig,
         labels.ExplainConfig,
         labels.EndpointConfig,
+        features.SteerConfig,
         PublishConfig,
     ],
 )

@@ -112,6 +112,42 @@ def test_show_in_its_three_forms(finished_run: tuple[Path, Path], capsys: pytest
     assert " sings" in capsys.readouterr().out
 
 
+def test_show_reads_a_file_of_texts_beside_those_given(
+    finished_run: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "texts.txt"
+    file.write_text("a red dog\n\nthe old house\n")
+    assert sparsight("show", finished_run[1], "--text", "the cat sings", "--texts", file) == 0
+    printed = capsys.readouterr().out
+    for title in ("Text 1: the cat sings", "Text 2: a red dog", "Text 3: the old house", "Latents that differ most"):
+        assert title in printed
+
+
+def test_steer_prints_every_arm_beside_its_controls(
+    finished_run: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _, run = finished_run
+    alive = int(features_index.FeatureIndex.open(run / "features" / "topk").density.argmax())
+    file = tmp_path / "prompts.txt"
+    file.write_text("a red dog\nthe old house\n")
+    edits = ("--feature", f"{alive}:add:2p99", "--tokens", 6)
+    assert sparsight("steer", run, *edits, "--prompt", "the cat", "--prompts", file) == 0
+    printed = capsys.readouterr().out
+    for arm in ("plain", "steered", "random", "prompt"):
+        assert len(re.findall(rf"^{arm} +\d+ +\d", printed, re.M)) == 3
+    assert "of the layer's mean norm)" in printed
+    assert "over 3 prompts, 95 %" in printed
+    assert sparsight("steer", run, *edits, "--prompt", "the cat", "--json") == 0
+    *tokens, last = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert {token["arm"] for token in tokens} == {"plain", "steered", "random", "prompt"}
+    assert last["done"]
+    assert last["edits"][0]["latent"] == alive
+    assert sparsight("steer", run, *edits, "--prompt", "the cat", "--sweep", "1,8", "--controls", "none") == 0
+    printed = capsys.readouterr().out
+    assert "Sweet spot: " in printed
+    assert re.search(r"^8p99 +[+-]\d", printed, re.M)
+
+
 def test_controls_are_measured_with_their_sae_and_never_shown_as_results(
     finished_run: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -427,6 +463,11 @@ def test_latents_and_saes_that_are_not_there_are_named(
     _, run = finished_run
     for arguments, word in (
         (("show", run, "9999"), "9999"),
+        (("show", run, "--texts", tmp_path / "absent.txt"), "No such file"),
+        (("steer", run, "--feature", "3:add:1", "--sweep", "1,x", "--prompt", "a"), "--sweep takes numbers"),
+        (("steer", run, "--feature", "3:add", "--prompt", "a"), "is no edit"),
+        (("steer", run, "--feature", "3:ablate"), "0 prompts and 1 edits"),
+        (("steer", run, "--feature", "9999:ablate", "--prompt", "a"), "no latent 9999"),
         (("show", run, "--sae", "nope"), "it has topk, relu"),
         (("show", tmp_path), "not a run directory"),
         (("run", tmp_path / "none.toml"), "cannot be read"),

@@ -12,6 +12,7 @@ from sparsight.features import (
     EditRequest,
     FeatureIndex,
     LatentEditor,
+    PredictedTokens,
     SteerConfig,
     matched_edits,
     matched_latents,
@@ -109,11 +110,14 @@ def test_nll_and_kl_are_of_the_unsteered_model_on_the_same_text(model, sae, inde
             with torch.inference_mode():
                 clean = model._module(input_ids=text, use_cache=False).logits[0, -1].log_softmax(-1)
             assert event.nll == pytest.approx(-float(clean[event.token_id]), abs=1e-4)
+            up, down = index.promoted(7).token_ids.tolist(), index.suppressed(7).token_ids.tolist()
             if arm == "steered":
+                change = steered[step] - clean
+                assert event.effect == pytest.approx(float(change[up].mean() - change[down].mean()), abs=1e-4)
                 kl = float((clean.exp() * (clean - steered[step])).sum())
                 assert event.kl == pytest.approx(kl, abs=1e-4)
                 assert kl > 1e-3
-    assert all(event.kl == 0 for event in arms["plain"])
+    assert all(event.kl == event.effect == 0 for event in arms["plain"])
     assert max(event.kl for event in arms["prompt"]) > 1e-3
 
 
@@ -257,6 +261,20 @@ def test_ablating_is_compared_with_latents_active_on_the_text(index, sae):
         assert random.latent in active
 
 
+def test_the_effect_of_weakening_counts_as_asked(index):
+    logits = torch.zeros(2, 64)
+    logits[1, index.promoted(7).token_ids.tolist()] = 3.0
+    logits[1, index.promoted(9).token_ids.tolist()] += 1.0
+    up = PredictedTokens(index, [LatentEdit(7, "add", 2.0)]).effect(logits[1], logits[0])
+    assert up > 2
+    assert PredictedTokens(index, [LatentEdit(7, "add", -2.0)]).effect(logits[1], logits[0]) == -up
+    assert PredictedTokens(index, [LatentEdit(7, "ablate")]).effect(logits[1], logits[0]) == -up
+    other = PredictedTokens(index, [LatentEdit(9, "clamp", 1.0)]).effect(logits[1], logits[0])
+    both = PredictedTokens(index, [LatentEdit(7, "scale", 0.5), LatentEdit(9, "scale", 2.0)])
+    assert float(both.effect(logits[1], logits[0])) == pytest.approx(float(other - up) / 2)
+    assert both.effect(logits[1] + 5, logits[0]) == pytest.approx(both.effect(logits[1], logits[0]))  # no normaliser
+
+
 def test_the_prompt_control_asks_in_words(model, sae, index):
     def asked(*edits: LatentEdit) -> str:
         return steer(model, sae, PROMPT, list(edits), hook_point=HOOK, index=index).prompt_control
@@ -326,15 +344,17 @@ def test_a_sweeps_effect_is_the_change_of_the_promoted_tokens(model, sae, index)
     config, request = SteerConfig(max_new_tokens=NEW), EditRequest(7, "add", 0, "raw")
     found = sweep(model, sae, PROMPT, request, [0, 2, 30], config, hook_point=HOOK, index=index)
     before, (plain, _) = model.tokenizer(PROMPT)["input_ids"], by_hand(model, lambda x: x)
-    text, tokens = torch.tensor([[*before, *plain]]), index.promoted(7).token_ids.tolist()
+    text = torch.tensor([[*before, *plain]])
+    up, down = index.promoted(7).token_ids.tolist(), index.suppressed(7).token_ids.tolist()
 
-    def log_p(value: float) -> torch.Tensor:
+    def contrast(value: float) -> torch.Tensor:
         with torch.inference_mode(), hooked(model._module, {HOOK: lambda x: x + value * sae.W_dec[7]}):
             logits = model._module(input_ids=text, use_cache=False).logits[0]
-        return logits[len(before) - 1 : -1].log_softmax(-1)[:, tokens]
+        log_p = logits[len(before) - 1 : -1].log_softmax(-1)
+        return log_p[:, up] - log_p[:, down]
 
     for point in found.points:
-        assert point.effect == pytest.approx(float((log_p(point.strength) - log_p(0)).mean()), abs=1e-4)
+        assert point.effect == pytest.approx(float((contrast(point.strength) - contrast(0)).mean()), abs=1e-4)
     assert found.points[0].effect == found.points[0].random_effect == 0
     assert found.points[2].effect > found.points[1].effect > 0
     assert found.n_positions == len(plain)

@@ -99,7 +99,10 @@ def test_it_listens_on_this_machine_alone_and_opens_a_browser_when_asked(run, mo
     def on_start(url: str) -> None:
         started.append(url)
         port = int(re.findall(r":(\d+)/", url)[0])
-        with pytest.raises(OSError, match="refused|timed out|assign"), socket.create_connection(("127.0.0.2", port), timeout=1):
+        with (
+            pytest.raises(OSError, match=r"refused|timed out|assign"),
+            socket.create_connection(("127.0.0.2", port), timeout=1),
+        ):
             pass
 
     monkeypatch.setattr(sparsight.serve.webbrowser, "open", opened.append)

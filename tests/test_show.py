@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from sparsight.errors import RunError, SAEError, TextError
-from sparsight.features import FeatureIndex
+from sparsight.features import FeatureIndex, read_text, read_texts
 from sparsight.index import build_index
 from sparsight.lm import LanguageModel, Piece, make_batches
 from sparsight.show import show_latent, show_overview, show_text
@@ -77,6 +77,27 @@ def test_text_shows_the_latents_and_error_of_each_token(model):
     assert f"{(x - x.relu()).norm() / x.norm():.3f}" in shown[2]
 
 
+def test_several_texts_are_shown_and_compared(index, model):
+    sae = relu_sae(torch.eye(WIDTH), torch.eye(WIDTH))
+    texts = ["w3 w9", "<s> w4", "w3"]
+    shown = show_text(sae, model, texts, hook_point=HOOK, index=index)
+    alone = [show_text(sae, model, text, hook_point=HOOK, index=index) for text in texts]
+    for number, (text, block) in enumerate(zip(texts, alone, strict=True), 1):
+        assert f"Text {number}: {text}\n{block}" in shown
+    live = [read_text(sae, model, text, hook_point=HOOK) for text in texts]
+    strongest = [each.values[~each.special].max() for each in live]
+    rows = [line.split() for line in shown[shown.index("Latents that differ most") :].splitlines()[2:]]
+    found = {int(row[0]): [float(value) for value in row[1:4]] for row in rows}
+    assert max(max(values) for values in found.values()) == pytest.approx(max(strongest), rel=0.01)
+    spreads = [max(values) - min(values) for values in found.values()]
+    assert spreads == sorted(spreads, reverse=True)
+    latent = int(live[0].indices[0, 0])
+    expected = [each.strongest()[latent] for each in live]
+    assert found.get(latent, expected) == pytest.approx(expected, rel=0.01)
+    means = live[1].error[~live[1].special].mean()
+    assert f"   2        1 {means:>6.3f}" in shown
+
+
 def test_special_tokens_are_named_and_not_explained(model):
     assert "special token" in show_text(identity_sae(), model, "<s> w3", hook_point=HOOK).splitlines()[1]
 
@@ -86,3 +107,18 @@ def test_text_that_cannot_be_shown_says_why(model):
         show_text(identity_sae(), model, "", hook_point=HOOK)
     with pytest.raises(SAEError, match="16 wide; this SAE expects d_in=4"):
         show_text(identity_sae(4), model, "w3", hook_point=HOOK)
+
+
+def test_texts_read_together_are_as_read_alone(model):
+    sae = identity_sae()
+    texts = ["w3 w9 w12 w5", "w7", "<s> w4 w4"]
+    for text, live in zip(texts, read_texts(sae, model, texts, hook_point=HOOK), strict=True):
+        alone = read_text(sae, model, text, hook_point=HOOK)
+        assert live.text == text
+        assert live.token_ids.tolist() == alone.token_ids.tolist()
+        assert live.values == pytest.approx(alone.values, abs=1e-5)
+        assert (live.indices == alone.indices).all()
+        assert live.l0.tolist() == alone.l0.tolist()
+        assert live.error.max() < 1e-5  # identity
+        assert (live.values[:, :-1] >= live.values[:, 1:]).all()
+    assert live.special.tolist() == [True, False, False]

@@ -5,6 +5,7 @@ from sparsight.features.columns import COLUMNS, Column, column_values, columns_o
 from sparsight.features.config import IndexConfig
 from sparsight.features.contexts import Band, Context, quantile_contexts, random_contexts, top_contexts
 from sparsight.features.editing import LatentEditor
+from sparsight.features.effect import PredictedTokens
 from sparsight.features.index import Cluster, Coactive, FeatureIndex, Partner, TokenWeights
 from sparsight.features.live import LiveText, check_sae_fits, read_text, read_texts
 from sparsight.features.logits import logit_weights
@@ -44,6 +45,7 @@ __all__ = [
     "Note",
     "Notes",
     "Partner",
+    "PredictedTokens",
     "SteerConfig",
     "SteerEvent",
     "Steered",

@@ -11,6 +11,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from sparsight.errors import SteeringError, TextError
+from sparsight.features.effect import weakens
 from sparsight.features.index import FeatureIndex
 from sparsight.features.tokens import readable_tokens
 from sparsight.lm import LanguageModel
@@ -29,10 +30,10 @@ def steering_instruction(model: LanguageModel, index: FeatureIndex | None, edits
             "The prompt control names promoted tokens, which are not known here. Give an instruction, or leave it out."
         )
     sentences = []
-    for weakens, start in ((False, "Write with words like"), (True, "Write without words like")):
+    for less, start in ((False, "Write with words like"), (True, "Write without words like")):
         words: list[str] = []
         for edit in edits:
-            if _weakens(edit) == weakens:
+            if weakens(edit) == less:
                 words += _words(model, index, edit.latent)
         if words:
             sentences.append(f"{start} {', '.join(dict.fromkeys(words))}.")
@@ -58,14 +59,6 @@ def prompt_ids(model: LanguageModel, prompt: str, *, chat: bool) -> Int[Tensor, 
     if not ids:
         raise TextError(f"The prompt {prompt!r} has no tokens. Give at least one word.")
     return torch.tensor([ids])
-
-
-def _weakens(edit: LatentEdit) -> bool:
-    if edit.mode == "scale":
-        return edit.value < 1
-    return (
-        edit.mode == "ablate" or (edit.mode == "add" and edit.value < 0) or (edit.mode == "clamp" and edit.value <= 0)
-    )
 
 
 def _words(model: LanguageModel, index: FeatureIndex, latent: int) -> list[str]:

@@ -25,7 +25,8 @@ __all__ = ["Arm", "Steered", "describe_edit", "show_summary", "show_sweep"]
 
 _WIDTH = 150
 _MEANING = (
-    "nll: how unlikely the unsteered model finds the text; kl: how far the arm's predictions lie from its own; both in nats a token.\n"
+    "effect: how far predictions lie toward the tokens that the edited latents promote and away from those they suppress, as the edits ask.\n"
+    "nll: how unlikely the unsteered model finds the text; kl: how far the arm's predictions lie from its own. All three in nats a token.\n"
     "repeats: share of 3-grams seen before. promoted: generated tokens among those that the edited latents promote.\n"
     "random: the same edit of latents alike in density, p99 and norm. prompt: no edit, asked for in words."
 )
@@ -53,6 +54,12 @@ class Arm:
     def kl(self) -> float:
         """Mean over tokens, nats."""
         return sum(event.kl for event in self.events) / len(self.events)
+
+    @property
+    def effect(self) -> float | None:
+        """Mean over tokens, nats; None where promoted tokens are not known."""
+        found = [event.effect for event in self.events if event.effect is not None]
+        return sum(found) / len(found) if found else None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,10 +102,11 @@ class Steered:
             lines.append(f"  random: {named}")
         if self.prompt_control:
             lines.append(f"  prompt: {printable(self.prompt_control)}")
-        lines += ["", "arm       tokens    nll     kl  repeats  promoted  continuation"]
+        lines += ["", "arm       tokens  effect    nll     kl  repeats  promoted  continuation"]
         for name, arm in self.arms.items():
             hits = "-" if arm.promoted is None else str(arm.promoted)
-            numbers = f"{len(arm.events):>6}  {arm.nll:>5.2f}  {arm.kl:>5.2f}  {arm.repetition:>7.2f}  {hits:>8}  "
+            effect = "-" if arm.effect is None else f"{arm.effect:+.2f}"
+            numbers = f"{len(arm.events):>6}  {effect:>6}  {arm.nll:>5.2f}  {arm.kl:>5.2f}  {arm.repetition:>7.2f}  {hits:>8}  "
             lines += _hanging(f"{name:<8}  {numbers}", arm.text)
         return "\n".join(lines) + "\n"
 
@@ -138,6 +146,7 @@ def show_summary(all_steered: Sequence[Steered]) -> str:
             arms = [steered.arms[name] for steered in all_steered]
             n = np.array([len(arm.events) for arm in arms], float)
             sums = {
+                "effect": np.array([arm.effect or 0.0 for arm in arms]) * n,
                 "nll": [arm.nll for arm in arms] * n,
                 "kl": [arm.kl for arm in arms] * n,
                 "promoted": np.array([arm.promoted or 0 for arm in arms], float),
@@ -171,8 +180,8 @@ def show_sweep(found: Sweep, prompt: str, request: EditRequest) -> str:
     lines += [
         "",
         f"Sweet spot: {best}. The text breaks at: {breaks} (nll above {found.nll_limit:.2f} or repeats above {found.repetition_limit:.2f}).",
-        "effect: mean change of the promoted tokens' log-probability by the edit; random: by that of a latent alike; nats, over",
-        f"{found.n_positions} positions of the plain text. One prompt: an illustration, not a measurement.",
+        "effect: mean change of the promoted tokens' log-probability minus that of the suppressed, by the edit; random: by that of a latent",
+        f"alike; nats, over {found.n_positions} positions of the plain text. One prompt: an illustration, not a measurement.",
     ]
     return "\n".join(lines) + "\n"
 

@@ -6,8 +6,9 @@
     prompt     no edit; an instruction with the promoted tokens stands before the prompt: what asking would do
 
 Every token of every arm also goes through the unsteered model, after the prompt alone: `nll` says how likely it found the token, `kl`
-how far the arm's next-token distribution lies from its own. Special tokens and attention sinks keep their activation, as in training and
-evaluation. At a temperature the arms share their random draws, so that two arms differ by what they are, not by luck.
+how far the arm's next-token distribution lies from its own, `effect` how far toward what the edits should do (effect.py). Special tokens
+and attention sinks keep their activation, as in training and evaluation. At a temperature the arms share their random draws, so that two
+arms differ by what they are, not by luck.
 
 The arms are rows of one batch with one cache, and a second row beside each edited one reads the same tokens unedited; only the prompt
 arm, whose prompt is longer, has a batch of its own. Trade-off: nearly twice the rows for `nll` and `kl`, of which a CPU's or GPU's
@@ -23,6 +24,7 @@ from torch import Tensor
 
 from sparsight.errors import SteeringError
 from sparsight.features.editing import LatentEditor
+from sparsight.features.effect import PredictedTokens
 from sparsight.features.index import FeatureIndex
 from sparsight.features.instruction import instruct, prompt_ids, steering_instruction
 from sparsight.features.live import check_sae_fits
@@ -84,6 +86,8 @@ class SteerEvent:
     """-log p of the token under the unsteered model, after the prompt and the arm's own tokens; nats."""
     kl: float
     """KL from the unsteered model's next-token distribution at the same place to the arm's; nats, 0 for plain."""
+    effect: float | None = None
+    """How far the arm's distribution lies there toward what the edits ask for (see effect.py), nats; None without an index."""
 
 
 class Steering(Iterator[SteerEvent]):
@@ -109,11 +113,12 @@ class Steering(Iterator[SteerEvent]):
         edits: dict[str, tuple[LatentEdit, ...]],
         instructed: tuple[str, Int[Tensor, "1 positions"]] | None,
         editor: LatentEditor,
+        predicted: PredictedTokens | None,
     ) -> None:
         self.edits, self.random_edits = edits["steered"], edits.get("random", ())
         self.arms = ("plain", *edits, *(("prompt",) if instructed else ()))
         self.prompt_control = instructed[0] if instructed else ""
-        self._editor = editor
+        self._editor, self._predicted = editor, predicted
         self._events = self._run(model, config, token_ids, None if instructed is None else instructed[1])
 
     def __next__(self) -> SteerEvent:
@@ -141,10 +146,12 @@ class Steering(Iterator[SteerEvent]):
             chosen = sampler.choose(own)
             nll = token_cross_entropy(logits[shadows], chosen.to(logits.device)).tolist()
             kl = token_kl(logits[shadows], own).tolist()
+            effect = None if self._predicted is None else self._predicted.effect(own, logits[shadows]).tolist()
             texts = readable_tokens(model.tokenizer, chosen.tolist())
             for i, (arm, token_id) in enumerate(zip(self.arms, chosen.tolist(), strict=True)):
                 if running[i]:
-                    yield SteerEvent(arm=arm, step=step, token_id=token_id, text=texts[i], nll=nll[i], kl=kl[i])
+                    numbers = {"nll": nll[i], "kl": kl[i], "effect": None if effect is None else effect[i]}
+                    yield SteerEvent(arm=arm, step=step, token_id=token_id, text=texts[i], **numbers)
                     running[i] = token_id not in model.stop_ids
             if not any(running):
                 return
@@ -190,7 +197,8 @@ def steer(
     n_shadows = len(arms) + (instructed is not None)
     rows = [(), *arms.values(), *[()] * n_shadows]
     editor = LatentEditor(sae, rows, hook_point=hook_point, target_hook_point=target_hook_point)
-    return Steering(model, config, token_ids, arms, instructed, editor)
+    predicted = None if index is None or not index.has_logits else PredictedTokens(index, edits)
+    return Steering(model, config, token_ids, arms, instructed, editor, predicted)
 
 
 def editable(model: LanguageModel, token_ids: Int[Tensor, "rows positions"]) -> Bool[Tensor, "rows positions"]:

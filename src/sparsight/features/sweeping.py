@@ -1,13 +1,13 @@
 """A sweep: one edit at several strengths; what each does to the promoted tokens, and what it does to the text.
 
-    effect       mean over positions and promoted tokens of log p_edited - log p_unedited, nats, along the plain continuation: the same
-                 text at every strength, so that effects compare
+    effect       mean over positions of how far predictions move toward what the latent promotes (effect.py), nats, along the plain
+                 continuation: the same text at every strength, so that effects compare
     nll          of what the edited model writes, under the unedited one, nats a token
     repetition   share of its 3-grams that came before in it: a text that repeats itself is likely under any model
     broken       nll above the plain continuation's by more than NLL_MARGIN, or repetition above both REPETITION and the plain one's
     sweet spot   the strength with the largest effect among those whose text holds, if that is above its random control's
 
-A random effect stands beside each: the same edit of a matched latent, measured on the same promoted tokens. All of it is on one prompt,
+A random effect stands beside each: the same edit of a matched latent, measured on the same tokens. All of it is on one prompt,
 hence an illustration; `benchmarks/steering.py` measures many features on many documents.
 """
 
@@ -20,6 +20,7 @@ from torch import Tensor
 
 from sparsight.errors import SteeringError
 from sparsight.features.editing import LatentEditor
+from sparsight.features.effect import PredictedTokens
 from sparsight.features.index import FeatureIndex
 from sparsight.features.instruction import prompt_ids
 from sparsight.features.matched import matched_edits
@@ -27,7 +28,7 @@ from sparsight.features.steering import SteerConfig, SteerEvent, active_latents,
 from sparsight.features.strength import EditRequest
 from sparsight.features.tokens import printable
 from sparsight.lm import LanguageModel, Piece, make_batches
-from sparsight.sae import SparseAutoencoder
+from sparsight.sae import LatentEdit, SparseAutoencoder
 
 __all__ = ["NLL_MARGIN", "REPETITION", "Sweep", "SweepPoint", "continuation", "repetition_of", "sweep", "sweep_points"]
 
@@ -42,9 +43,9 @@ class SweepPoint:
     strength: float
     """As asked for, in the request's unit."""
     effect: float
-    """Mean change of the promoted tokens' log-probabilities, nats."""
+    """Mean change of the promoted tokens' log-probabilities minus that of the suppressed, nats."""
     random_effect: float
-    """The same of the matched random latent's edit, on the same promoted tokens."""
+    """The same of the matched random latent's edit, on the same tokens."""
     nll: float
     """Of the steered continuation under the unsteered model, nats a token."""
     repetition: float
@@ -125,7 +126,7 @@ def sweep_points(
     before = prompt_ids(model, prompt, chat=config.chat)
     active = active_latents(model, sae, before, hook_point) if request.mode == "scale" else ()
     controls = [matched_edits(index, sae, [edit], seed=config.seed, active=active)[0] for edit in edits]
-    tokens = index.promoted(request.latent).token_ids.tolist()
+    predicted = PredictedTokens(index, [LatentEdit(request.latent, "add", 1.0)])
     alone, points = replace(config, controls=()), []
     plain: list[SteerEvent] = []
     for strength, edit, control in zip(strengths, edits, controls, strict=True):
@@ -134,7 +135,7 @@ def sweep_points(
         steered = [event for event in events if event.arm == "steered"]
         text = torch.cat([before[0], torch.tensor([event.token_id for event in plain])])
         editor = LatentEditor(sae, [(), (edit,), (control,)], **hooks)
-        effects = _effects(model, editor, text, before.shape[1], config.scope, tokens)
+        effects = _effects(model, editor, text, before.shape[1], config.scope, predicted)
         points.append(_point(model, float(strength), effects, steered, _limits(plain)))
         yield points[-1]
     n_positions = len(plain) - (config.scope == "generation")
@@ -153,9 +154,9 @@ def continuation(model: LanguageModel, events: Sequence[SteerEvent]) -> str:
 
 
 def _effects(
-    model: LanguageModel, editor: LatentEditor, text: Tensor, n_before: int, scope: str, tokens: list[int]
+    model: LanguageModel, editor: LatentEditor, text: Tensor, n_before: int, scope: str, predicted: PredictedTokens
 ) -> tuple[float, float]:
-    """Of the edit and of its control: mean change of log p(token) where the text's tokens after the prompt are predicted."""
+    """Of the edit and of its control, where the text's tokens after the prompt are predicted."""
     first = n_before - (scope != "generation")  # the position that predicts the first token an edit can reach
     if first >= len(text) - 1:
         raise SteeringError(
@@ -177,8 +178,7 @@ def _effects(
     padded = torch.zeros_like(batch.mask)
     padded[:, : len(text)] = where
     logits = model.logits(batch, replace=editor.hooks(padded))[:, first : len(text) - 1]
-    log_p = torch.stack([row.float().log_softmax(-1)[:, tokens] for row in logits])
-    effect, control = (log_p[1:] - log_p[0]).mean((1, 2)).tolist()
+    effect, control = (float(predicted.effect(row, logits[0]).mean()) for row in logits[1:])
     return effect, control
 
 
