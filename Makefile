@@ -6,7 +6,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 # Installed first and pinned: a later resolver would otherwise pull another build with gigabytes of GPU packages.
 TORCH ?= torch==2.13.0
 
-.PHONY: demo test lint install web web-check bench bench-growth bench-optimisers bench-quality bench-dictionaries bench-index bench-steering
+.PHONY: demo test lint install web web-check bench bench-growth bench-optimisers bench-quality bench-dictionaries bench-index bench-explorer bench-steering
 .PHONY: reference-job check-peers clean
 
 demo: $(VENV)/.installed
@@ -56,6 +56,10 @@ bench-steering: demo
 bench-index: demo
 	$(BIN)/python benchmarks/index_speed.py $(BENCH)
 	TORCH="$(TORCH)" $(BIN)/python benchmarks/peers/dashboards.py
+
+# How long the explorer's page waits for each answer at 131,072 latents; ten minutes.
+bench-explorer: $(VENV)/.installed
+	$(BIN)/python benchmarks/explorer.py $(BENCH)
 
 # The founding job's speed, on a CUDA GPU: torch from its CUDA index first (TORCH), and the kernels of Qwen3.5's linear attention.
 reference-job: $(VENV)/.installed

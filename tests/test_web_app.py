@@ -70,6 +70,18 @@ def test_labels_notes_and_lists_are_kept_where_the_command_line_finds_them(clien
     assert (garbled.status_code, "Line 1" in garbled.json()["error"]) == (400, True)
 
 
+def test_a_label_is_tested_by_the_tokens_it_names(client, run):
+    word = client.get(f"{BASE}/features/40").json()["columns"]["top_token"]
+    right = client.post(f"{BASE}/features/40/falsify", headers=CHANGE, json={"text": f"fires on `{word}`"}).json()
+    wrong = client.post(f"{BASE}/features/40/falsify", headers=CHANGE, json={"text": "fires on `zebra`"}).json()
+    assert right["score"]["value"] == 1
+    assert wrong["score"]["value"] == 0.5
+    assert len(wrong["misses"]) == wrong["score"]["n_active"] > 0
+    vague = client.post(f"{BASE}/features/40/falsify", headers=CHANGE, json={"text": "sad words"})
+    assert (vague.status_code, "backticks" in vague.json()["error"]) == (400, True)
+    assert client.get(f"{BASE}/features/40").json()["label"] is None
+
+
 def test_what_another_process_writes_shows_in_the_table(client, run):
     def label(latent: int):
         return client.get(f"{BASE}/features?filter=latent={latent}").json()["rows"][0]["label"]
@@ -206,7 +218,7 @@ def test_an_index_that_is_rebuilt_is_opened_anew(own_run):
     shutil.rmtree(path)
     gone = client.get(f"{BASE}/features")
     assert (gone.status_code, "sparsight index" in gone.json()["remedy"]) == (503, True)
-    index = write_index(path, np.array([170, 171]), seed=1)
+    index = write_index(path, np.array([340, 341]), seed=1)
     after = client.get(f"{BASE}/features/9").json()["columns"]["n_active"]
     assert after == len(index.activations(9)[0]) != before
 

@@ -365,3 +365,10 @@ def test_a_table_of_131072_rows_scrolls_within_a_frame(open_page):
     assert page.locator(".grid-row").count() < 60
     page.locator(".grid").evaluate("(grid) => { grid.scrollTop = grid.scrollHeight; }")
     expect(page.locator(".grid-row .id", has_text=str(n - 1))).to_be_visible()
+
+
+def test_a_label_is_tested_from_its_page(open_page, run):
+    Notes.open(run / "notes" / "topk.sqlite").set_label(Label(11, "on `the`", "person"))
+    page = open_page(f"{HERE}/feature/11")
+    page.get_by_role("button", name="try to falsify it").click()
+    expect(page.locator(".verdict")).to_contain_text(re.compile("balanced accuracy|too few passages"), timeout=60_000)

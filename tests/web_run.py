@@ -29,7 +29,7 @@ HOSTILE = (
     "' OR 1=1 --",
 )
 N_LATENTS, DEAD = 64, 63
-FIRST = 100  # latent l fires on the token with the id 100 + l
+FIRST = 262  # latent l fires on the token with the id 262 + l: pieces of words, each of its own
 BASE = "/api/d/run/topk"
 CHANGE = {"X-Sparsight": "1"}
 

@@ -18,6 +18,7 @@ from jaxtyping import Float, Int
 from sparsight.artifact import RunDir, read_json
 from sparsight.errors import RunError, SparsightError, StoreError
 from sparsight.features import Cluster, Column, FeatureIndex, Notes, column_values, columns_of
+from sparsight.labels import Falsified, Labeller
 from sparsight.recipe import Recipe
 from sparsight.sae import SAEConfig
 from sparsight.web.annotations import Annotations
@@ -41,6 +42,8 @@ class Opened:
         self.columns: dict[str, Column] = {column.name: column for column in columns_of(index)}
         self.kept: dict[Any, np.ndarray] = {}
         """What the last few queries matched; see table.py."""
+        self._testing = threading.Lock()
+        self._labeller: Labeller | None = None
         self._lock = threading.RLock()
         self._values: dict[str, np.ndarray] = {}
         self._orders: dict[tuple[str, bool], np.ndarray] = {}
@@ -83,6 +86,13 @@ class Opened:
         ids = np.asarray(self.index.arrays["promoted_tokens"][chosen, :n])
         words = iter(self.words(ids.ravel()))
         return [[next(words) for _ in row] for row in ids]
+
+    def falsify(self, latent: int, label: str) -> Falsified:
+        """Retests a label on passages that its first test did not show; the first time reads the whole text."""
+        with self._testing:
+            if self._labeller is None:
+                self._labeller = Labeller(self.index, self.words.load())
+            return self._labeller.falsify(latent, label)
 
     @cached_property
     def n_documents(self) -> int:

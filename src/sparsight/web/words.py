@@ -15,7 +15,7 @@ class Words:
     """Readable tokens of one tokenizer, each decoded once."""
 
     def __init__(self, load: Callable[[], Any]) -> None:
-        self._load, self._lock = load, threading.Lock()
+        self.load, self._lock = load, threading.Lock()
         self._tokenizer: Any = None
         self._known: dict[int, str] = {}
 
@@ -30,7 +30,7 @@ class Words:
     def _decode(self, token_ids: list[int]) -> None:
         with self._lock:  # a fast tokenizer refuses two threads at once
             if self._tokenizer is None:
-                self._tokenizer = self._load()
+                self._tokenizer = self.load()
             real = [token_id for token_id in token_ids if token_id >= 0]
             found = dict(zip(real, readable_tokens(self._tokenizer, real), strict=True))
             self._known |= found | {token_id: "" for token_id in token_ids if token_id < 0}

@@ -1,5 +1,6 @@
-"""What the page changes: labels, notes, lists. Each answer is what the thing now is."""
+"""What the page changes: labels, notes, lists. Each answer is what the thing now is. Also the test of a label, which changes nothing."""
 
+from dataclasses import asdict
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Path, Request
@@ -13,13 +14,14 @@ from sparsight.web.annotations import label_json
 from sparsight.web.dictionary import Opened
 from sparsight.web.feature import check_latent
 from sparsight.web.read_routes import Chosen
-from sparsight.web.replies import Json, Refusal
+from sparsight.web.replies import Json, Refusal, finite
 
 __all__ = ["router"]
 
 router = APIRouter()
 _AT = "/d/{run}/{sae}"
 _PERSON = "person"
+_MOST_SHOWN = 20
 Name = Annotated[str, Path(max_length=400)]
 
 
@@ -56,6 +58,15 @@ def _set_note(chosen: Chosen, latent: int, body: _Written) -> Response:
     with opened.annotations.change(latent) as notes:
         notes.set_note(latent, body.text)
     return Json({"latent": latent, "note": opened.annotations.file.note(latent)})
+
+
+@router.post(f"{_AT}/features/{{latent}}/falsify")
+def _falsify(chosen: Chosen, latent: int, body: _Written) -> Response:
+    """Tests a label by the tokens that it names in backticks. It changes nothing."""
+    opened = _with(chosen, latent)
+    found = asdict(opened.falsify(latent, body.text))
+    against = {name: found.pop(name)[:_MOST_SHOWN] for name in ("misses", "false_alarms")}
+    return Json(finite(found | against))
 
 
 @router.put(f"{_AT}/lists/{{name}}")

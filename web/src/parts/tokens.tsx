@@ -31,11 +31,16 @@ export function labelHint(label: Label): string {
   return `${label.text} · ${sourceOf(label).name}, ${score}`;
 }
 
+/** A label's words; tokens that it names in backticks look like tokens. */
+export const Words = ({ text }: { text: string }) => (
+  <>{text.split(/(`[^`]+`)/).map((part) => (part.length > 2 && part.startsWith("`") ? <Token text={part.slice(1, -1)} /> : part))}</>
+);
+
 export function LabelText({ label }: { label: Label }) {
   return (
     <span class="label" data-hint={labelHint(label)}>
       <i class={`source ${label.source.split(":")[0]}`} aria-label={sourceOf(label).name}>{sourceOf(label).mark}</i>
-      {label.text}
+      <Words text={label.text} />
     </span>
   );
 }

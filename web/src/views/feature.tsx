@@ -10,7 +10,7 @@ import { MapInset } from "../map/inset";
 import { ListPicker } from "../parts/listpicker";
 import { Passage } from "../parts/passage";
 import { Problem } from "../parts/problem";
-import { Gist, labelHint, sourceOf, Token } from "../parts/tokens";
+import { Gist, labelHint, sourceOf, Token, Words } from "../parts/tokens";
 import { complain, say } from "../parts/toasts";
 import { Weights } from "../parts/weights";
 import { go } from "../router";
@@ -155,7 +155,7 @@ function LabelBox({ dictionary, feature, writing, setWriting, again }: LabelBoxP
   const label = feature.label;
   return (
     <div class="label-box">
-      {label ? <p class="title">{label.text}</p> : <p class="title dim">no label yet</p>}
+      {label ? <p class="title"><Words text={label.text} /></p> : <p class="title dim">no label yet</p>}
       <p class="byline">
         {label && <span data-hint={labelHint(label)}><i class={`source ${label.source.split(":")[0]}`}>{sourceOf(label).mark}</i> {sourceOf(label).name}{label.score !== null && `, score ${interval(label.score, label.low, label.high, 2)}`}</span>}
         <button class="link" onClick={() => setWriting(true)} data-hint="e">{mine ? "change" : "write your own"}</button>
@@ -185,7 +185,7 @@ function LabelBox({ dictionary, feature, writing, setWriting, again }: LabelBoxP
 }
 
 const OtherLabel = ({ label }: { label: Label }) => (
-  <span class="other" data-hint={labelHint(label)}><i class={`source ${label.source.split(":")[0]}`}>{sourceOf(label).mark}</i> {label.text}</span>
+  <span class="other" data-hint={labelHint(label)}><i class={`source ${label.source.split(":")[0]}`}>{sourceOf(label).mark}</i> <Words text={label.text} /></span>
 );
 
 /** How a label stood its test: its score, another latent's label's on the same passages, and where it was wrong. */

@@ -19,7 +19,7 @@ import { Pages } from "./pages";
 
 const ROW_HEIGHT = 30;
 const WIDTHS: Record<Kind, number> = { count: 82, share: 86, number: 80, bits: 78, token: 112, latent: 82, flag: 62, cluster: 78 };
-const HIDDEN_AT_FIRST = new Set(["n_active", "mean", "p99", "dead", "token_entropy", "position_bits", "decoder_cosine", "seed_correlation"]);
+const HIDDEN_AT_FIRST = new Set(["n_active", "n_documents", "mean", "p99", "dead", "token_entropy", "position_bits", "decoder_cosine", "seed_correlation"]);
 
 export const isShown = (chosen: Record<string, boolean>, name: string): boolean => chosen[name] ?? !HIDDEN_AT_FIRST.has(name);
 
@@ -80,9 +80,9 @@ export function Features({ dictionary, query }: { dictionary: Dictionary; query:
     },
   });
 
-  const labelled = pages.labelled ? "minmax(150px, 1.2fr)" : "90px";
-  const template = `34px 64px ${labelled} minmax(170px, 1.4fr) ${columns.map((column) => `${WIDTHS[column.kind]}px`).join(" ")}`;
-  const least = 34 + 64 + 150 + 170 + columns.reduce((sum, column) => sum + WIDTHS[column.kind], 0);
+  const labelled = pages.labelled ? "minmax(170px, 1.7fr)" : "90px";
+  const template = `34px 64px ${labelled} minmax(150px, 1.2fr) ${columns.map((column) => `${WIDTHS[column.kind]}px`).join(" ")}`;
+  const least = 34 + 64 + 170 + 150 + columns.reduce((sum, column) => sum + WIDTHS[column.kind], 0);
   return (
     <div class="features" style={{ "--template": template, "--least": `${least}px` }}>
       <Toolbar dictionary={dictionary} query={query} filters={filters} total={pages.total} set={set} />
