@@ -8,7 +8,7 @@ import pytest
 from planted_index import FIRST_FILLER, N_TOPICS, TOPIC_WORDS, Tokenizer, document_id, planted_index, write_index
 from sparsight.errors import NotesError, RunError
 from sparsight.explain import choose_latents, explain_index
-from sparsight.features import FeatureIndex, Notes
+from sparsight.features import FeatureIndex, Label, Notes
 from sparsight.labels import (
     Evidence,
     ExplainConfig,
@@ -60,6 +60,15 @@ def test_what_one_document_alone_shows_is_not_learnt_by_heart(tmp_path: Path) ->
     tokens[explaining[1], 9:11] = FIRST_FILLER + 1, 2
     index = write_index(tmp_path / "index", tokens, np.isin(tokens, (1, 2))[None])
     assert RuleBook(Evidence(index), Tokenizer()).find(0) == Rule("token", (" t0b",))
+
+
+def test_a_rule_of_very_long_tokens_is_still_a_label(index: FeatureIndex, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Tokenizer, "convert_ids_to_tokens", lambda _, ids: [f" {number:=>120}" for number in ids])
+    book = RuleBook(Evidence(index), Tokenizer())
+    rule = book.find(3)
+    assert rule is not None
+    assert len(rule.keys) == 2
+    assert Label(3, rule.text(), "model-free")
 
 
 def test_a_latents_control_never_has_its_own_label(labeller: Labeller) -> None:
