@@ -62,22 +62,30 @@ def planted_index(path: Path, *, seed: int = 0) -> FeatureIndex:
     active[:28] &= rng.random(active[:28].shape) > 0.05
     active[:28] |= rng.random(active[:28].shape) < 0.0005
     active[29] = rng.random(tokens.shape) < 0.2
-    flat = active.reshape(N_LATENTS, -1)
+    return write_index(path, tokens, active)
+
+
+def write_index(path: Path, tokens: np.ndarray, active: np.ndarray) -> FeatureIndex:
+    """An index of documents [documents, tokens] on which latents are active [latents, documents, tokens], at random strengths."""
+    (n_documents, length), flat = tokens.shape, active.reshape(len(active), -1).T
     pieces = PieceTable(
-        token_ids=tokens.reshape(-1),
-        offsets=np.arange(DOCUMENTS + 1, dtype=np.int64) * LENGTH,
-        document_ids=np.array([document_id(number) for number in range(DOCUMENTS)], np.int64),
-        starts=np.zeros(DOCUMENTS, np.int32),
-        rows=np.arange(DOCUMENTS, dtype=np.int64),
+        token_ids=tokens.reshape(-1).astype(np.int32),
+        offsets=np.arange(n_documents + 1, dtype=np.int64) * length,
+        document_ids=np.array([document_id(number) for number in range(n_documents)], np.int64),
+        starts=np.zeros(n_documents, np.int32),
+        rows=np.arange(n_documents, dtype=np.int64),
     )
-    with FeatureIndexWriter.create(path, pieces, N_LATENTS, IndexConfig()) as writer:
-        values = np.where(flat.T, rng.uniform(0.5, 2.0, flat.T.shape), 0.0).astype(np.float32)
-        indices = np.broadcast_to(np.arange(N_LATENTS), values.shape).copy()
-        writer.add(np.arange(len(values)), indices, values)
+    about = {
+        "n_latents": len(active),
+        "hook_point": "layers.1",
+        "split": "heldout",
+        "why_no_logits": "no language model",
+    }
+    with FeatureIndexWriter.create(path, pieces, len(active), IndexConfig()) as writer:
+        values = np.where(flat, np.random.default_rng(1).uniform(0.5, 2.0, flat.shape), 0.0).astype(np.float32)
+        writer.add(np.arange(len(values)), np.broadcast_to(np.arange(len(active)), values.shape).copy(), values)
         writer.group()
-        return writer.finish(
-            {"n_latents": N_LATENTS, "hook_point": "layers.1", "split": "heldout", "why_no_logits": "none"}
-        )
+        return writer.finish(about)
 
 
 def true_activations(tokens: np.ndarray) -> np.ndarray:

@@ -1,6 +1,8 @@
 """sparsight explain and sparsight notes as a user meets them, on a finished study."""
 
+import os
 import shutil
+import time
 from pathlib import Path
 
 import pytest
@@ -28,6 +30,18 @@ def test_a_study_labels_its_features_and_show_tells(run: Path, capsys: pytest.Ca
     shown = capsys.readouterr().out
     assert labels[latent].text in shown
     assert "another's label" in shown
+
+
+def test_labels_are_made_again_after_the_index_was(finished_run: tuple[Path, Path], run: Path) -> None:
+    made, index = (
+        RunDir(run).notes("topk").with_name("topk.model-free.json"),
+        RunDir(run).features("topk") / "index.json",
+    )
+    for path, age in ((made, 20), (index, 10)):
+        os.utime(path, (time.time() - age,) * 2)
+    RunDir(run).report.unlink()
+    assert sparsight("run", finished_run[0], "--out", run) == 0
+    assert made.stat().st_mtime > index.stat().st_mtime
 
 
 def test_notes_are_written_read_exported_and_taken_in(

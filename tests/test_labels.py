@@ -5,10 +5,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from planted_index import N_TOPICS, TOPIC_WORDS, Tokenizer, planted_index
+from planted_index import FIRST_FILLER, N_TOPICS, TOPIC_WORDS, Tokenizer, document_id, planted_index, write_index
 from sparsight.errors import NotesError, RunError
 from sparsight.explain import choose_latents, explain_index
-from sparsight.features import FeatureIndex, Notes
+from sparsight.features import FeatureIndex, Label, Notes
 from sparsight.labels import (
     Evidence,
     ExplainConfig,
@@ -16,9 +16,11 @@ from sparsight.labels import (
     ExplainReport,
     Labeller,
     Rule,
+    RuleBook,
     auc,
     balanced_accuracy,
 )
+from sparsight.labels.passages import is_explaining
 
 
 @pytest.fixture(scope="module")
@@ -47,6 +49,32 @@ def test_planted_rules_are_found_as_they_were_planted(labeller: Labeller) -> Non
     for number in range(4):
         assert labeller.book.find(24 + number) == Rule("after", (f"go{number}",))
     assert labeller.book.find(28) is None
+
+
+def test_what_one_document_alone_shows_is_not_learnt_by_heart(tmp_path: Path) -> None:
+    """One document is full of a word on which the latent is active; of another word each has a little."""
+    tokens = np.full((60, 50), FIRST_FILLER)
+    tokens[:, 7] = 1
+    explaining = np.flatnonzero(is_explaining(np.array([document_id(number) for number in range(60)]), seed=0))
+    tokens[explaining[0], 10:40] = 2
+    tokens[explaining[1], 9:11] = FIRST_FILLER + 1, 2
+    index = write_index(tmp_path / "index", tokens, np.isin(tokens, (1, 2))[None])
+    assert RuleBook(Evidence(index), Tokenizer()).find(0) == Rule("token", (" t0b",))
+
+
+def test_a_rule_of_very_long_tokens_is_still_a_label(index: FeatureIndex, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Tokenizer, "convert_ids_to_tokens", lambda _, ids: [f" {number:=>120}" for number in ids])
+    book = RuleBook(Evidence(index), Tokenizer())
+    rule = book.find(3)
+    assert rule is not None
+    assert len(rule.keys) == 2
+    assert Label(3, rule.text(), "model-free")
+
+
+def test_a_latents_control_never_has_its_own_label(labeller: Labeller) -> None:
+    for labels in (["a", "a", "b"], ["a", "a", "a"], ["a", None, None]):
+        others = labeller._others([0, 1, 2], labels)
+        assert all(other is not None and other != own for other, own in zip(others, labels, strict=True))
 
 
 def test_true_rules_score_above_others_and_a_random_latent_at_chance(explained: list[Explained]) -> None:

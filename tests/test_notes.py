@@ -156,6 +156,18 @@ def test_processes_that_write_at_once_lose_nothing(tmp_path: Path) -> None:
     assert notes.changes() == 360
 
 
+def test_a_page_reads_while_a_command_writes(notes: Notes) -> None:
+    filled(notes)
+    writing = sqlite3.connect(notes.path, isolation_level=None)
+    assert writing.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+    writing.execute("BEGIN EXCLUSIVE")
+    writing.execute("UPDATE labels SET text = 'later'")
+    assert notes.best_labels()[3].text == "articles"
+    writing.execute("COMMIT")
+    assert notes.best_labels()[3].text == "later"
+    writing.close()
+
+
 def test_a_write_that_fails_half_way_leaves_everything_as_it_was(notes: Notes) -> None:
     before = list(filled(notes).export_jsonl())
     with pytest.raises(NotesError, match="no latent 100"):

@@ -246,7 +246,10 @@ class Study:
     def explain(self, sae: SAEConfig) -> None:
         """Labels one SAE's features by counting: what needs no other model."""
         notes = Notes.open(self.run.notes(sae.id))
-        done = ExplainReport.path(notes.path, MODEL_FREE).exists()
+        made, of = ExplainReport.path(notes.path, MODEL_FREE), self.run.features(sae.id) / "index.json"
+        done = (
+            made.exists() and made.stat().st_mtime >= of.stat().st_mtime
+        )  # notes outlive an index that is built again
         with self._step(f"explain {sae.id}", done=done) as needed:
             if needed:
                 index = FeatureIndex.open(self.run.features(sae.id))

@@ -75,7 +75,7 @@ class EndpointConfig:
                 "The endpoint's address holds a password or a query. Give the key by the environment variable "
                 f"{self.key_variable} instead; addresses are printed and stored."
             )
-        if not self.model.strip() or not self.model.isprintable() or len(self.model) > 100:
+        if not self.model or self.model != self.model.strip() or not self.model.isprintable() or len(self.model) > 100:
             raise EndpointError(f"The endpoint's model is {self.model[:100]!r}; expected its name there.")
         for name, least in (("budget_tokens", 0), ("concurrency", 1), ("retries", 0), ("max_answer_tokens", 1)):
             if getattr(self, name) < least:

@@ -29,7 +29,7 @@ from sparsight.labels.passages import Evidence, spans
 
 __all__ = ["Rule", "RuleBook"]
 
-MAX_KEYS = 8
+MAX_KEYS, MAX_TEXT = 8, 300
 LEAST_DOCUMENTS = 2
 # A key that brings less than this of what a rule covers makes the label longer and hardly better.
 LEAST_PART = 0.03
@@ -122,9 +122,11 @@ class RuleBook:
         best, found = 0.0, None
         for view, keys in self._views.items():
             f1, chosen = self._best_keys(view, tokens)
-            if f1 > best:
-                names = tuple(dict.fromkeys(keys.names[key] for key in chosen))
-                best, found = f1, Rule(view, names, unclear=f1 < CLEAR_F1)
+            names = list(dict.fromkeys(keys.names[key] for key in chosen))
+            while names and len(Rule(view, tuple(names), unclear=True).text()) > MAX_TEXT:
+                names.pop()  # code has tokens of a hundred signs
+            if names and f1 > best:
+                best, found = f1, Rule(view, tuple(names), unclear=f1 < CLEAR_F1)
         return found
 
     def matches(self, rule: Rule, tokens: Int[np.ndarray, " n"]) -> Bool[np.ndarray, " n"]:
