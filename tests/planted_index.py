@@ -74,6 +74,7 @@ def planted_index(path: Path, *, seed: int = 0) -> FeatureIndex:
         values = np.where(flat.T, rng.uniform(0.5, 2.0, flat.T.shape), 0.0).astype(np.float32)
         indices = np.broadcast_to(np.arange(N_LATENTS), values.shape).copy()
         writer.add(np.arange(len(values)), indices, values)
+        writer.group()
         return writer.finish(
             {"n_latents": N_LATENTS, "hook_point": "layers.1", "split": "heldout", "why_no_logits": "none"}
         )

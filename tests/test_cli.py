@@ -68,7 +68,9 @@ def test_a_study_leaves_all_its_parts_and_prints_its_report(
     assert "Found again by a second seed" in printed
     assert read_jsonl(run / "saes" / "topk" / "training.jsonl")[-1]["step"] == 160
     manifest = read_json(run / "manifest.json")
-    assert set(manifest["steps"]) == {f"{v}{s}" for v in ("evaluate ", "index ") for s in ("topk", "relu")} | {
+    assert set(manifest["steps"]) == {
+        f"{v}{s}" for v in ("evaluate ", "index ", "explain ") for s in ("topk", "relu")
+    } | {
         "collect",
         "train",
     }

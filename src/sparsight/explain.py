@@ -21,6 +21,7 @@ from sparsight.artifact import RunDir, write_atomic
 from sparsight.errors import EndpointError, NotesError
 from sparsight.features import FeatureIndex, Label, Notes, printable
 from sparsight.labels import (
+    MODEL_FREE,
     Answers,
     BudgetSpent,
     Cost,
@@ -80,7 +81,7 @@ def explain_index(
     """
     labeller = Labeller(index, tokenizer, config)
     if endpoint is None:
-        return _keep(labeller, notes, "model-free", latents, labeller.model_free, at_once=KEPT_AT_ONCE[False])
+        return _keep(labeller, notes, MODEL_FREE, latents, labeller.model_free, at_once=KEPT_AT_ONCE[False])
     cost = estimate_cost(labeller, latents, endpoint)
     if not endpoint.budget_tokens:
         return cost

@@ -16,6 +16,7 @@ import numpy as np
 from sparsight.features import (
     Context,
     FeatureIndex,
+    Label,
     LiveText,
     TokenWeights,
     printable,
@@ -63,12 +64,16 @@ def show_latent(
     n_top: int = 8,
     n_band: int = 2,
     n_random: int = 4,
+    labels: Sequence[Label] = (),
+    note: str = "",
     color: bool = False,
 ) -> str:
-    """One latent with its evidence. Raises RunError when there is no such latent."""
+    """One latent with its evidence, and what its notes say of it. Raises RunError when there is no such latent."""
     tokens, _ = index.activations(latent)
     lines = [
         f"Latent {latent} at {index.about['hook_point']}",
+        *(printable(label.described()) for label in labels),
+        *(printable(line) for line in note.splitlines()),
         f"active on {len(tokens):,} of {index.n_tokens:,} held-out tokens ({index.density[latent]:.3%}), in "
         f"{index.n_documents[latent]:,} documents",
     ]

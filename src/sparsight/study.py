@@ -30,8 +30,10 @@ from sparsight.artifact import Manifest, RunDir, StopFlag, environment, locked, 
 from sparsight.collect import asked_for, collect_activations
 from sparsight.errors import StoreError
 from sparsight.evaluate import evaluate_sae
+from sparsight.explain import choose_latents, explain_index
 from sparsight.features import FeatureIndex, Notes
 from sparsight.index import build_index
+from sparsight.labels import MODEL_FREE, ExplainReport
 from sparsight.lm import LanguageModel, builtin_sets, choose_device, folder_sets, resolve_checkpoint, sets_fingerprint
 from sparsight.metrics import ProbingConfig, ProbingReport
 from sparsight.plan import check_fits
@@ -95,7 +97,10 @@ class Study:
             )
         tokenizer = resolve_checkpoint(self.recipe.model).tokenizer()
         if latent is not None:
-            return show_latent(index, tokenizer, latent, color=color)
+            notes = Notes.open(self.run.notes(sae.id))
+            return show_latent(
+                index, tokenizer, latent, labels=notes.labels(latent), note=notes.note(latent), color=color
+            )
         return show_overview(index, tokenizer, color=color)
 
     def export_html(self, sae_id: str | None, out: Path, *, latents: Sequence[int] = (), list_name: str = "") -> None:
@@ -163,6 +168,7 @@ class Study:
         for sae in self.recipe.sae:
             self.evaluate(sae)
             self.index(sae)
+            self.explain(sae)
         self.report()
 
     def collect(self, part: tuple[int, int] = (0, 1)) -> None:
@@ -234,6 +240,16 @@ class Study:
                     hook_point=sae.hook_point,
                     target_hook_point=sae.target_hook_point,
                 )
+
+    def explain(self, sae: SAEConfig) -> None:
+        """Labels one SAE's features by counting: what needs no other model."""
+        notes = Notes.open(self.run.notes(sae.id))
+        done = ExplainReport.path(notes.path, MODEL_FREE).exists()
+        with self._step(f"explain {sae.id}", done=done) as needed:
+            if needed:
+                index = FeatureIndex.open(self.run.features(sae.id))
+                tokenizer = resolve_checkpoint(self.recipe.model).tokenizer()
+                explain_index(index, tokenizer, notes, latents=choose_latents(index, notes))
 
     def report(self) -> None:
         """Writes report.md."""

@@ -5,7 +5,9 @@ from dataclasses import dataclass
 from sparsight.features import Label, printable
 from sparsight.labels.scoring import Score
 
-__all__ = ["Explained", "Falsified"]
+__all__ = ["MODEL_FREE", "Explained", "Falsified"]
+
+MODEL_FREE = "model-free"
 
 # Passages printed of each kind that speak against a label.
 SHOWN = 5

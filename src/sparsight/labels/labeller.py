@@ -13,7 +13,7 @@ import numpy as np
 from sparsight.features import FeatureIndex, Label
 from sparsight.labels.config import ExplainConfig
 from sparsight.labels.endpoint import Endpoint, Prompt
-from sparsight.labels.explained import Explained, Falsified
+from sparsight.labels.explained import MODEL_FREE, Explained, Falsified
 from sparsight.labels.judging import (
     Question,
     detection_question,
@@ -55,14 +55,14 @@ class Labeller:
         others = self._others(list(latents), [None if rule is None else rule.text() for rule in rules])
         for latent, rule, other in zip(latents, rules, others, strict=True):
             if rule is None:
-                yield Explained(latent=latent, label=None, source="model-free", why_not=self._why_no_rule(latent))
+                yield Explained(latent=latent, label=None, source=MODEL_FREE, why_not=self._why_no_rule(latent))
                 continue
             passages = self.passages(latent)
             control = None if other is None else self._rule_score(Rule.parse(other), passages)
             yield Explained(
                 latent=latent,
                 label=rule.text(),
-                source="model-free",
+                source=MODEL_FREE,
                 detection=self._rule_score(rule, passages),
                 control=control,
                 control_label=other,

@@ -55,11 +55,11 @@ class Cost:
     def text(self) -> str:
         """For people, with what leaves this machine."""
         price = "" if self.price is None else f", {self.price:,.2f} at the prices given"
-        leaves = "this machine" if self.is_local else self.host
+        where = f"this machine ({self.host})" if self.is_local else self.host
         return (
             f"Explaining {self.n_latents:,} latents would take about {self.calls:,} calls and {self.tokens:,} tokens "
             f"({self.tokens_in:,} in, {self.tokens_out:,} out){price}.\n"
-            f"Passages of the run's held-out text are sent to {leaves} ({self.host})."
+            f"Passages of the run's held-out text are sent to {where}."
         )
 
 
