@@ -6,7 +6,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 # Installed first and pinned: a later resolver would otherwise pull another build with gigabytes of GPU packages.
 TORCH ?= torch==2.13.0
 
-.PHONY: demo test lint install bench bench-growth bench-optimisers bench-quality bench-dictionaries bench-steering bench-index bench-explorer reference-job check-peers clean
+.PHONY: web web-check demo test lint install bench bench-growth bench-optimisers bench-quality bench-dictionaries bench-steering bench-index bench-explorer reference-job check-peers clean
 
 demo: $(VENV)/.installed
 	$(BIN)/sparsight run recipes/demo.toml
@@ -72,6 +72,14 @@ check-peers: $(VENV)/.installed
 	.venv-peers/sae-lens/bin/python tests/exchange_agreement.py check build/exchange saelens
 	.venv-peers/sparsify/bin/python tests/exchange_agreement.py check build/exchange sparsify
 	.venv-peers/dictionary-learning/bin/python tests/exchange_agreement.py check build/exchange dictionary-learning
+
+# The explorer's page, from web/ into the package; needs Node 20 or later. web-check builds it elsewhere and compares every byte.
+web:
+	cd web && npm ci --silent && npm run --silent build
+
+web-check:
+	cd web && npm ci --silent && npm run --silent check && EXPLORER_OUT=$(CURDIR)/build/explorer npx vite build --logLevel error
+	diff -r build/explorer src/sparsight/web/static
 
 clean:
 	rm -rf $(VENV) .venv-peers build dist *.egg-info src/*.egg-info

@@ -72,7 +72,7 @@ def test_every_change_wants_the_header_and_a_json_body(client):
 @pytest.mark.parametrize("token", ["", "secre", "secret2", "SECRET", "a" * 10_000, "\u00e9", "%00", "secret%0a"])
 def test_no_other_token_is_exchanged(stranger, token):
     answer = stranger.get(f"/?token={token}", follow_redirects=False)
-    assert answer.status_code in (401, 404)
+    assert answer.status_code == (401 if token else 200)  # without one it is the page, which holds no secret
     assert "set-cookie" not in answer.headers
     assert stranger.get("/api/session", headers={"Authorization": f"Bearer {token}".encode()}).status_code == 401
 

@@ -5,7 +5,7 @@ that the model is busy, and more than MOST_WAITING do not wait at all.
 """
 
 import threading
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -62,14 +62,17 @@ class LiveModel:
         return self._model, self._saes[name]
 
 
-def text_json(live: LiveModel, dictionary: Dictionary, opened: Opened, text: str) -> dict[str, Any]:
-    """What fires on each token of a text, and how well each is rebuilt."""
+def text_json(
+    live: LiveModel, dictionary: Dictionary, opened: Opened, text: str, watched: Sequence[int] = ()
+) -> dict[str, Any]:
+    """What fires on each token of a text, and how well each is rebuilt: the strongest, and the watched wherever they are active."""
     with live.held(dictionary) as (model, sae):
         found = read_text(sae, model, text, **_places(dictionary))
     tokens, seen = [], set()
     for row, token in enumerate(opened.words(found.token_ids)):
         n = min(_STRONGEST, int(found.l0[row]))
-        active = list(zip(found.indices[row, :n].tolist(), numbers(found.values[row, :n]), strict=True))
+        listed = [i for i in range(int(found.l0[row])) if i < n or int(found.indices[row, i]) in watched]
+        active = list(zip(found.indices[row, listed].tolist(), numbers(found.values[row, listed]), strict=True))
         seen |= {latent for latent, _ in active}
         error = number(float(found.error[row]))
         tokens.append(

@@ -41,6 +41,7 @@ class _Body(BaseModel):
 
 class _Text(_Body):
     text: str = Field(min_length=1, max_length=_LONGEST_TEXT)
+    latents: list[int] = Field(default=[], max_length=_MOST_EDITS)
 
 
 class _Edit(_Body):
@@ -87,7 +88,7 @@ class _Sweep(_Settings):
 @router.post(f"{_AT}/text")
 async def _text(chosen: Chosen, request: Request, body: _Text) -> Response:
     def answer() -> dict[str, Any]:
-        return text_json(_live(request, chosen), chosen, chosen.open(), body.text)
+        return text_json(_live(request, chosen), chosen, chosen.open(), body.text, body.latents)
 
     return Json(await run_sync(answer, limiter=_limiter(request)))
 
