@@ -16,7 +16,7 @@
       histogram.npy           int64   [latents, bins]       of the active values, equal bins from 0 to the maximum
     Version 1 ends here, but for the logits and the second seed. Numbers are NaN and tokens, latents and clusters -1 where there are none.
       token_purity.npy, token_entropy.npy, position_bits.npy  float32 [latents]     see statistics/places.py for these and their
-      chance_token_purity.npy, chance_token_entropy.npy, chance_position_bits.npy, chance_lift.npy (the strongest's)  float32 [latents]  their controls
+      chance_token_purity.npy, chance_token_entropy.npy, chance_position_bits.npy, chance_lift.npy  float32 [latents]  their controls
       top_token.npy           int32   [latents]     the token that it is most often active on
       lift_tokens.npy, lift_counts.npy   int32 [latents, 5]  next tokens, strongest lift first, and how often each followed
       lift_values.npy         float32 [latents, 5]  log2 of how many times as often as after any token, shrunk
