@@ -165,11 +165,15 @@ def test_the_map_and_columns_are_plain_floats(client, index):
     assert client.get(f"{BASE}/columns/piece_tokens").status_code == 404
 
 
-def test_clusters_are_named_by_what_most_of_them_promote(client):
+def test_clusters_are_named_by_the_tokens_that_tell_them(client, index):
     first, second = client.get(f"{BASE}/clusters").json()
     assert (first["id"], first["size"], first["latents"]) == (0, 40, list(range(20)))
     assert second["size"] == 20
-    assert first["name"] == " · ".join(first["promoted"][:3])
+    assert first["name"] == " · ".join(first["active_on"][:3])
+    top = np.asarray(index.arrays["top_token"])
+    shares = {int(t): ((top[:40] == t).mean(), (top[top >= 0] == t).mean()) for t in set(top[:40]) if t >= 0}
+    best = max(shares, key=lambda t: shares[t][0] * np.log(shares[t][0] / shares[t][1]))
+    assert first["active_on"][0] == get(client, f"/features/{int(np.flatnonzero(top == best)[0])}")["columns"]["top_token"]
 
 
 def test_tokens_arrive_readable_and_as_they_are_but_for_what_acts(client):

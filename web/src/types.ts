@@ -169,7 +169,7 @@ export interface Cluster {
   id: number;
   size: number;
   name: string | null;
-  promoted: string[];
+  active_on: string[];
   latents: number[];
 }
 

@@ -30,7 +30,6 @@ __all__ = ["Dictionary", "Opened"]
 
 _MISSING = ("token", "latent", "cluster")  # kinds whose -1 means none
 _SEARCHED_WEIGHTS = 10
-_NAMED_FROM = 1000  # latents of a cluster that its name is made from
 
 
 class Opened:
@@ -106,16 +105,21 @@ class Opened:
 
     @cached_property
     def cluster_words(self) -> list[list[str]]:
-        """For each cluster, the tokens that most of its latents promote, most shared first."""
-        return [self._shared_words(cluster) for cluster in self.clusters]
+        """For each cluster, tokens that tell it from all latents: those that its latents are most often active on.
 
-    def _shared_words(self, cluster: Cluster, n: int = 8) -> list[str]:
-        if not self.index.has_logits:
-            return []
-        members = cluster.latents[:_NAMED_FROM]
-        ids = np.asarray(self.index.arrays["promoted_tokens"][members, :_SEARCHED_WEIGHTS])
-        distinct, counts = np.unique(ids, return_counts=True)
-        return self.words(distinct[np.argsort(-counts, kind="stable")[:n]])
+        Ordered by p log(p / q), p and q the shares of latents whose most frequent token it is, in the cluster and in all.
+        """
+        top = self.index.arrays.get("top_token")
+        return [[] if top is None else self._telling_words(cluster, top[top >= 0], top) for cluster in self.clusters]
+
+    def _telling_words(self, cluster: Cluster, everywhere: np.ndarray, top: np.ndarray, n: int = 8) -> list[str]:
+        tokens, counts = np.unique(top[cluster.latents], return_counts=True)
+        known, totals = np.unique(everywhere, return_counts=True)
+        tokens, counts = tokens[tokens >= 0], counts[tokens >= 0]
+        p, q = counts / counts.sum(), totals[np.searchsorted(known, tokens)] / len(everywhere)
+        telling = p * np.log(p / q)
+        order = np.argsort(-telling, kind="stable")[:n]
+        return self.words(tokens[order[telling[order] > 0]])
 
     @cached_property
     def text(self) -> TextIndex:

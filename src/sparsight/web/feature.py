@@ -92,7 +92,7 @@ def latents_json(opened: Opened, latents: Sequence[int]) -> list[dict[str, Any]]
 
 
 def clusters_json(opened: Opened) -> list[dict[str, Any]]:
-    """Every cluster, largest first, named by the promoted tokens that most of its latents share."""
+    """Every cluster, largest first, named by the tokens that its latents are active on and others are not."""
     found = []
     for cluster in opened.clusters:
         words = opened.cluster_words[cluster.number]
@@ -101,7 +101,7 @@ def clusters_json(opened: Opened) -> list[dict[str, Any]]:
                 "id": cluster.number,
                 "size": len(cluster.latents),
                 "name": " · ".join(words[:_NAMED_BY]) or f"cluster {cluster.number}",
-                "promoted": words,
+                "active_on": words,
                 "latents": cluster.latents[:20].tolist(),
             }
         )

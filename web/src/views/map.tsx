@@ -183,7 +183,7 @@ function namesOf(clusters: Cluster[] | null, membership: Float32Array | null, pl
     .sort((a, b) => b.size - a.size);
 }
 
-const nameOf = (cluster: Cluster) => cluster.name?.trim() || cluster.promoted.slice(0, 2).map((token) => token.trim()).join(" · ") || `cluster ${cluster.id}`;
+const nameOf = (cluster: Cluster) => cluster.name?.trim() || `cluster ${cluster.id}`;
 
 /** Rings and names follow the points. A name that would cover a larger cluster's is left out until one comes closer. */
 function arrangeOverlay(plot: Scatter, overlay: HTMLElement, { names, hover, pinned }: { names: Name[]; hover: number; pinned: number }): void {

@@ -313,7 +313,7 @@ function SweepPanel({ dictionary, prompt, edits, setEdits }: SweepPanelProps) {
           </select>
         )}
         <span class="dim">{edit.mode} latent {edit.latent} at {STRENGTHS[edit.unit].length} strengths ({UNITS.find(([unit]) => unit === edit.unit)![1]})</span>
-        {points.length > 0 && <span class="dim" data-hint="Effect: mean change of the promoted tokens' log-probability, nats; surprise: mean negative log-likelihood of what was written under the model without edits; repetition: share of what was written before">what is measured</span>}
+        {points.length > 0 && <span class="dim" data-hint="Effect: mean change of the promoted tokens' log-probability minus that of the suppressed, nats; surprise: mean negative log-likelihood of what was written under the model without edits; repetition: share of what was written before">what is measured</span>}
         {busy ? <button onClick={() => stop.current?.abort()}>Stop</button> : <button disabled={!prompt.trim() || edit.mode === "ablate" || edit.mode === "scale"} onClick={() => void run()}>Sweep</button>}
       </header>
       {error && <Problem error={error} />}
