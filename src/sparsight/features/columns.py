@@ -52,7 +52,7 @@ COLUMNS: tuple[Column, ...] = (
         "seed_correlation", "seed r", "Largest correlation of its activation with one of the second seed's.", "number"
     ),
     Column(
-        "cluster", "cluster", "Community on the graph of nearest directions; -1 for none, 0 is the largest.", "cluster"
+        "cluster", "cluster", "Community of latents active together; 0 is the largest, -1 is none.", "cluster"
     ),
 )
 
