@@ -6,7 +6,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 # Installed first and pinned: a later resolver would otherwise pull another build with gigabytes of GPU packages.
 TORCH ?= torch==2.13.0
 
-.PHONY: demo test lint install bench bench-growth bench-optimisers bench-quality bench-dictionaries reference-job check-peers clean
+.PHONY: demo test lint install bench bench-growth bench-optimisers bench-quality bench-dictionaries bench-index reference-job check-peers clean
 
 demo: $(VENV)/.installed
 	$(BIN)/sparsight run recipes/demo.toml
@@ -46,6 +46,11 @@ bench-quality: demo
 # Which architecture finds a planted dictionary; parts: make bench-dictionaries BENCH="--parts sparse k --seeds 0".
 bench-dictionaries: $(VENV)/.installed
 	$(BIN)/python benchmarks/known_dictionaries.py $(BENCH)
+
+# Time and memory of a feature index; then beside sae-dashboard, in an environment of its own, about an hour on 2 cores.
+bench-index: demo
+	$(BIN)/python benchmarks/index_speed.py $(BENCH)
+	TORCH="$(TORCH)" $(BIN)/python benchmarks/peers/dashboards.py
 
 # The founding job's speed, on a CUDA GPU: torch from its CUDA index first (TORCH), and the kernels of Qwen3.5's linear attention.
 reference-job: $(VENV)/.installed

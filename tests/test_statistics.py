@@ -206,7 +206,7 @@ def test_coactivation_equals_dense_counts(monkeypatch):
 def test_coactivation_of_dense_saes_counts_every_so_many_th_token(monkeypatch):
     rng = np.random.default_rng(0)
     active = rng.random((900, 40)) < 0.5
-    monkeypatch.setattr("sparsight.features.statistics.coactivation._MOST_PRODUCTS", 20 * 20 * 300)
+    monkeypatch.setattr("sparsight.features.statistics.coactivation.MOST_PRODUCTS", 20 * 20 * 300)
     found, about = pairs(active).strongest()
     assert 150 <= about["tokens"] <= 300
     step = -(-900 // about["tokens"])

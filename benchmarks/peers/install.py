@@ -22,6 +22,9 @@ INSTALLS = {
     "dictionary-learning": ["--no-deps dictionary-learning==0.1.0 nnsight==0.3.7", _NNSIGHT_IMPORTS],
     "sparsify": ["eai-sparsify==1.3.3"],
 }
+# Not for training: benchmarks/peers/dashboards.py. torchvision comes along and breaks CPU torch; pyarrow 21 needs a numpy that it forbids.
+DASHBOARD_INSTALLS = {"sae-dashboard": ["sae-dashboard==0.8.0 pyarrow<21"]}
+_UNWANTED = {"sae-dashboard": "torchvision torchaudio"}
 
 
 def python_of(peer: str) -> Path:
@@ -36,9 +39,13 @@ def install(peer: str) -> None:
         return
     print(f"installing {peer} ...", flush=True)
     subprocess.run([sys.executable, "-m", "venv", str(done.parent)], check=True)
-    for requirements in (TORCH, *INSTALLS[peer]):
-        command = [str(python_of(peer)), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
-        subprocess.run([*command, *requirements.split()], check=True)
+    pip = [str(python_of(peer)), "-m", "pip", "--quiet", "--disable-pip-version-check"]
+    subprocess.run([*pip, "install", TORCH], check=True)
+    for requirements in (INSTALLS | DASHBOARD_INSTALLS)[peer]:
+        pinned = [] if requirements.startswith("--no-deps") else [TORCH]
+        subprocess.run([*pip, "install", *pinned, *requirements.split()], check=True)
+    if peer in _UNWANTED:
+        subprocess.run([*pip, "uninstall", "--yes", *_UNWANTED[peer].split()], check=True)
     done.touch()
 
 

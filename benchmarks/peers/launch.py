@@ -25,9 +25,19 @@ RUNNERS = {
     "dictionary-learning": "run_dictionary_learning.py",
     "sparsify": "run_sparsify.py",
 }
-JOB_SECONDS = 3600
+DASHBOARD_RUNNERS = {"sparsight-index": "run_index.py", "sae-dashboard": "run_dashboard.py"}
+JOB_SECONDS = 7200
 RECONSTRUCTION = "reconstruction.safetensors"
-_PACKAGES = ("sparsight", "torch", "transformers", "sae-lens", "dictionary-learning", "nnsight", "eai-sparsify")
+_PACKAGES = (
+    "sparsight",
+    "torch",
+    "transformers",
+    "sae-lens",
+    "dictionary-learning",
+    "nnsight",
+    "eai-sparsify",
+    "sae-dashboard",
+)
 
 
 def prepared(folder: Path, sizes: Sizes) -> dict[str, str]:
@@ -45,8 +55,13 @@ def run(job: Job, files: dict[str, str], scratch: Path) -> dict[str, Any]:
     scratch.mkdir(parents=True)
     where = {"files": files, "scratch": str(scratch), "reconstruction": str(scratch / RECONSTRUCTION)}
     (scratch / "job.json").write_text(json.dumps(job | where | {"started": time.time()}))
-    python = sys.executable if job["tool"] == "sparsight" else str(python_of(job["tool"]))
-    command = [python, str(HERE / RUNNERS[job["tool"]]), str(scratch / "job.json"), str(scratch / "result.json")]
+    python = sys.executable if job["tool"].startswith("sparsight") else str(python_of(job["tool"]))
+    command = [
+        python,
+        str(HERE / (RUNNERS | DASHBOARD_RUNNERS)[job["tool"]]),
+        str(scratch / "job.json"),
+        str(scratch / "result.json"),
+    ]
     with (scratch / "log.txt").open("w") as log:
         try:
             code = subprocess.run(
@@ -70,7 +85,7 @@ def environment(tool: str = "sparsight") -> dict[str, str]:
     """Threads as torch finds them, waiting without spinning, no hub and no tracker, the same for everyone; this tree's code for ours."""
     kept = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     kept |= {"HF_HUB_OFFLINE": "1", "WANDB_MODE": "disabled", "OMP_WAIT_POLICY": "PASSIVE"}
-    return kept | ({"PYTHONPATH": str(ROOT / "src")} if tool == "sparsight" else {})
+    return kept | ({"PYTHONPATH": str(ROOT / "src")} if tool.startswith("sparsight") else {})
 
 
 def commit() -> str:

@@ -30,7 +30,7 @@ class IndexConfig:
     """Lay latents out on a plane, where umap-learn is installed (the extra `maps`); 131,072 latents take it minutes."""
     output_latents: int = 8192
     """Latents whose output score is measured, evenly spaced among those active where there are more; 0 for none. Takes the
-    language model 16 tokens each."""
+    language model 8 tokens each."""
 
     def __post_init__(self) -> None:
         for name, least in (

@@ -32,7 +32,8 @@
                   dictionaries in float32; three [n, F]; four d x d in float64 for PCA. A downstream token: a forward of the
                   untouched model, one for each of two ablations, PCA, the SAE and each other dictionary
     index         a second seed: its encoder as well; 4 F^2 bytes of products, each active pair of a token 64 bytes moved, or
-                  2 F^2 FLOPs a token where pairs are many (metrics/stability.py)
+                  2 F^2 FLOPs a token where pairs are many (metrics/stability.py). Neighbours: 2 F^2 d FLOPs on each side. Output scores:
+                  8 tokens of the whole model a latent. Latents active together: 200 bytes moved for each pair of a token's, on a CPU
     store         a token: sum over hook points of d * bytes, 20 bytes of ids, 4 of text
     checkpoint    12 bytes a parameter, two of them for the moment between writing one and removing the last
     features      12 bytes an activation, twice while they are sorted; where no k says how many there are, nobody knows
@@ -41,11 +42,12 @@
 The cut model is taken to be gone when the whole one is loaded. On a CPU, device memory is the host's. Left out: fetching and
 loading weights, tokenising, self-checks, PCA's eigenvectors (a minute at d = 4096 on a CPU), matching two seeds one to one (twice 5 s
 for 4,608 latents), AuxK on a CPU, the two columns for
-the bias and their padding in a fused encoder.
+the bias and their padding in a fused encoder, the map of an index (UMAP: 20 s for 4,608 latents, minutes for 131,072).
 """
 
 from dataclasses import dataclass, field
 
+from sparsight.features.statistics import MOST_PRODUCTS, OUTPUT_TOKENS
 from sparsight.lm import ModelConfig
 from sparsight.lm.geometry import ModelGeometry
 from sparsight.metrics.stability import adds_pairs, fits_memory
@@ -61,6 +63,7 @@ _PADDING = 1.03
 _ID_BYTES, _TEXT_BYTES, _SCALE_BYTES = 20, 4, 4
 _FORWARDS_BESIDE = 3  # clean, zero, mean
 _PAIR_BYTES = 64  # a product is added to a line of memory that no cache holds
+_COMPANY_BYTES = 200
 _UNKNOWN_L0_SHARE = 0.1
 _PROGRAM_BYTES = 1e9  # Python, torch and Transformers in memory: 0.6-0.9 GB seen
 
@@ -253,6 +256,11 @@ def _work(recipe: Recipe, geometry: ModelGeometry, saes: tuple[SAECost, ...], ki
         evaluation.compute("forward", "float32", encoded + fit * per_fitted * with_pca)
         logits = 2.0 * sae.n_latents * d_out * geometry.vocab_size
         index.compute("forward", "float32", 2.0 * indexed * d_in * sae.n_latents + logits)
+        index.compute("forward", "float32", 2.0 * sae.n_latents**2 * (d_in + d_out))
+        scored = min(recipe.index.output_latents, sae.n_latents) * OUTPUT_TOKENS
+        index.compute("forward", model, scored * geometry.forward_flops(OUTPUT_TOKENS, whole=True))
+        if kind == "cpu":
+            index.bytes_moved += min(indexed * cost.l0**2, MOST_PRODUCTS) * _COMPANY_BYTES
         if "seed" in recipe.controls:
             _compare_seeds(index, cost, sae, indexed, d_in, kind)
     return {"collect": collection, "train": training, "evaluate": evaluation, "index": index}

@@ -8,25 +8,26 @@ Pairs active together on fewer than 5 tokens are left out, and what is kept is o
 once, on the same token, would come before all others.
 
 All pairs of a token's active latents are counted by a product of sparse matrices, a range of latents at a time, so time grows with the sum
-of squares of L0 over tokens and not with the number of latents. Where that sum is beyond `_MOST_PRODUCTS` (dense SAEs), every so many-th token counts
+of squares of L0 over tokens and not with the number of latents. Where that sum is beyond `MOST_PRODUCTS` (dense SAEs), every so many-th token counts
 alone; the result says how many tokens did.
 """
 
-from itertools import pairwise
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Float, Int
+import torch
+from jaxtyping import Float, Int
 
 from sparsight.features.statistics.grouped import log_ratio, strongest_of_each
 
-__all__ = ["N_COACTIVE", "Coactivation"]
+__all__ = ["MOST_PRODUCTS", "N_COACTIVE", "Coactivation"]
 
 N_COACTIVE = 10
 _LEAST_SEEN = 5
-_MOST_PRODUCTS = 2**32
+MOST_PRODUCTS = 2**30
 _MOST_PAIRS = 2**26
-_PRODUCTS_AT_ONCE = 2**26
+_PRODUCTS_AT_ONCE = 2**23
 # Chance is taken of about this many latents, evenly spaced.
 _CHANCE_LATENTS = 256
 
@@ -42,15 +43,15 @@ class Coactivation:
     ) -> None:
         from scipy import sparse
 
-        step = _step(ranks, n_tokens)
-        kept = np.arange(len(ranks)) if step == 1 else np.flatnonzero(ranks % step == 0)
-        offsets, tokens = np.searchsorted(kept, latent_offsets), (ranks[kept] // step).astype(np.int32)
+        step, offsets, tokens = _step(ranks, n_tokens), latent_offsets, ranks
+        if step > 1:
+            kept = np.flatnonzero(ranks % step == 0)
+            offsets, tokens = np.searchsorted(kept, latent_offsets), ranks[kept] // step
         self.n_latents, self.n_tokens = len(latent_offsets) - 1, -(-n_tokens // step)
         self.n_active: Int[np.ndarray, " latents"] = np.diff(offsets)
         ones, shape = np.ones(len(tokens), np.int32), (self.n_latents, self.n_tokens)
-        self._of_latent = sparse.csr_array((ones, tokens, offsets), shape=shape)
+        self._of_latent = sparse.csr_array((ones, tokens.astype(np.int32), offsets), shape=shape)
         self._of_token = self._of_latent.T.tocsr()
-        self._moved = sparse.csr_array((ones, (tokens + self.n_tokens // 2) % self.n_tokens, offsets), shape=shape)
 
     def strongest(self) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         """Arrays coactive_latents, coactive_pmi, coactive_jaccard [latents, 10], padded with -1 and NaN; and what was counted: `tokens`, and of
@@ -58,10 +59,12 @@ class Coactivation:
         everyone = np.arange(self.n_latents)
         found = self._strongest(self._of_latent, everyone)
         some = everyone[self.n_active > 0][:: max(1, int((self.n_active > 0).sum()) // _CHANCE_LATENTS)]
+        moved = self._of_latent[some]
+        moved.indices = (moved.indices + self.n_tokens // 2) % self.n_tokens
         about = {
             "tokens": self.n_tokens,
             "pmi": _mean_strongest(found["coactive_pmi"][some]),
-            "chance_pmi": _mean_strongest(self._strongest(self._moved[some], some)["coactive_pmi"]),
+            "chance_pmi": _mean_strongest(self._strongest(moved, some)["coactive_pmi"]),
             "chance_latents": len(some),
         }
         return found, about
@@ -78,47 +81,39 @@ class Coactivation:
         products = np.cumsum(rows @ np.diff(self._of_token.indptr).astype(np.float64))
         block = (products // _PRODUCTS_AT_ONCE).astype(np.int64)
         bounds = np.concatenate([[0], np.flatnonzero(np.diff(block)) + 1, [len(latents)]])
-        parts = []
-        for start, end in pairwise(bounds):
-            together = (rows[start:end] @ self._of_token).tocoo()
-            parts.append(_of_block(together, latents[start:end], self.n_active, self.n_tokens))
+
+        def count(start: int, end: int) -> dict[str, np.ndarray]:
+            together = (rows[start:end] @ self._of_token).tocsr()
+            return _of_block(together, latents[start:end], self.n_active, self.n_tokens)
+
+        with ThreadPoolExecutor(torch.get_num_threads()) as pool:  # products and sorts let go of Python's lock
+            parts = list(pool.map(count, bounds[:-1], bounds[1:]))
         return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
 def _step(ranks: Int[np.ndarray, " active"], n_tokens: int) -> int:
     """Every so many-th token is counted."""
     per_token = np.bincount(ranks, minlength=n_tokens).astype(np.float64)
-    return max(1, int(np.ceil(np.square(per_token).sum() / _MOST_PRODUCTS)), -(-len(ranks) // _MOST_PAIRS))
+    return max(1, int(np.ceil(np.square(per_token).sum() / MOST_PRODUCTS)), -(-len(ranks) // _MOST_PAIRS))
 
 
 def _of_block(
     together: Any, latents: Int[np.ndarray, " n"], n_active: Int[np.ndarray, " latents"], n_tokens: int
 ) -> dict[str, np.ndarray]:
-    shape = (len(latents), N_COACTIVE)
-    row, other, seen = together.row, together.col, together.data
-    pmi, kept = _association(latents[row], other, seen, n_active, n_tokens)
-    row, other, seen, pmi = row[kept].astype(np.int64), other[kept], seen[kept], pmi[kept]
-    order = np.argsort(row * np.int64(len(n_active)) + other)  # a product's columns are in no order
-    row, other, seen, pmi = row[order], other[order], seen[order], pmi[order]
-    jaccard = seen / (n_active[latents[row]] + n_active[other] - seen)
-    best = strongest_of_each(row, pmi, N_COACTIVE)
+    often = np.flatnonzero(together.data >= _LEAST_SEEN)
+    row = np.searchsorted(together.indptr, often, side="right") - 1
+    other, seen = together.indices[often].astype(np.int64), together.data[often]
+    ours, theirs = n_active[latents[row]], n_active[other]
+    pmi = log_ratio(seen, ours.astype(np.float64) * theirs / n_tokens)
+    jaccard = seen / (ours + theirs - seen)
+    kept = np.flatnonzero((pmi > 0) & (latents[row] != other))
+    kept = kept[np.argsort(row[kept] * len(n_active) + other[kept])]  # a product's columns are in no order
+    best, shape = strongest_of_each(row[kept], pmi[kept], N_COACTIVE), (len(latents), N_COACTIVE)
     return {
-        "coactive_latents": best.table(other.astype(np.int32), shape, -1),
-        "coactive_pmi": best.table(pmi.astype(np.float32), shape, np.nan),
-        "coactive_jaccard": best.table(jaccard.astype(np.float32), shape, np.nan),
+        "coactive_latents": best.table(other[kept].astype(np.int32), shape, -1),
+        "coactive_pmi": best.table(pmi[kept].astype(np.float32), shape, np.nan),
+        "coactive_jaccard": best.table(jaccard[kept].astype(np.float32), shape, np.nan),
     }
-
-
-def _association(
-    latents: Int[np.ndarray, " n"],
-    others: Int[np.ndarray, " n"],
-    seen: Int[np.ndarray, " n"],
-    n_active: Int[np.ndarray, " latents"],
-    n_tokens: int,
-) -> tuple[Float[np.ndarray, " n"], Bool[np.ndarray, " n"]]:
-    expected = n_active[latents].astype(np.float64) * n_active[others] / n_tokens
-    pmi = log_ratio(seen, expected)
-    return pmi, (seen >= _LEAST_SEEN) & (pmi > 0) & (latents != others)
 
 
 def _mean_strongest(pmi: Float[np.ndarray, "latents n"]) -> float:

@@ -25,9 +25,11 @@ from torch import Tensor
 from sparsight.activations import PieceTable
 from sparsight.lm import LanguageModel, TokenBatch
 
-__all__ = ["output_scores"]
+__all__ = ["OUTPUT_TOKENS", "output_scores"]
 
 _N_PROMPTS, _PROMPT_TOKENS = 4, 2
+OUTPUT_TOKENS = _N_PROMPTS * _PROMPT_TOKENS
+"""Tokens that the language model reads for one latent's score."""
 _BOOST = 16.0
 _ROWS = 256
 # Tokens drawn from the vocabulary to rank against: a score's error from it is under 0.01, and all 49,152 took longer than the model.

@@ -1,0 +1,83 @@
+"""An index beside sae-dashboard: the same SAE, model, tokens and latents, one after the other. Writes benchmarks/records/dashboards.json.
+
+    python benchmarks/peers/dashboards.py [RUN]         after `make demo`; about an hour, most of it the peer's
+
+Both start from tokens and end with what a page needs of each of the 4,608 latents: ours as an index on disk, theirs in memory. Ours has
+every activation, and what theirs has not: neighbours, co-activation, lift, positions, output scores, clusters. Theirs has
+correlations with the layer's neurons. The share of tokens on which each latent is active is compared, since the same SAE on the same
+tokens has to give the same.
+"""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from install import ROOT, install
+from launch import RECONSTRUCTION, commit, hardware, run, versions
+from safetensors.torch import load_file, save_file
+
+from sparsight.activations import ActivationStore
+from sparsight.lm import ModelConfig, resolve_checkpoint
+
+RECORD = ROOT / "benchmarks" / "records" / "dashboards.json"
+MODEL, SAE, PEER = "smollm2-135m-instruct", "topk-8x", "sae-dashboard"
+ROWS, LENGTH, N_LATENTS = 64, 128, 4608
+JOBS = (("sparsight-index", "default"), ("sparsight-index", "float32"), (PEER, "default"), (PEER, "best"))
+
+
+def main(source: Path) -> None:
+    """Runs the four jobs and writes the record."""
+    install(PEER)
+    folder = ROOT / "build" / "dashboards"
+    folder.mkdir(parents=True, exist_ok=True)
+    files = {
+        "tokens": str(write_tokens(ActivationStore.open(source / "activations"), folder / "tokens.safetensors")),
+        "model": resolve_checkpoint(ModelConfig(id=MODEL)).source,
+        "sae": str((source / "saes" / SAE).resolve()),
+    }
+    record: dict[str, Any] = {
+        "command": "make bench-index",
+        "commit": commit(),
+        "hardware": hardware(),
+        "versions": {tool: versions(tool) for tool in ("sparsight", PEER)},
+        "tokens": ROWS * LENGTH,
+        "latents": N_LATENTS,
+        "runs": [],
+    }
+    densities: dict[tuple[str, str], torch.Tensor] = {}
+    for tool, setting in JOBS:
+        job = {"part": "dashboards", "tool": tool, "setting": setting, "seed": 0, "n_latents": N_LATENTS}
+        result = run(job, files, folder / f"{tool}-{setting}")
+        record["runs"].append({"tool": tool, "setting": setting, "result": result})
+        print(tool, setting, json.dumps(result), flush=True)
+        if "error" not in result:
+            densities[tool, setting] = load_file(folder / f"{tool}-{setting}" / RECONSTRUCTION)["density"]
+        RECORD.write_text(json.dumps(record | summary(record["runs"], densities), indent=2) + "\n")
+
+
+def write_tokens(store: ActivationStore, path: Path) -> Path:
+    """Rows of 128 tokens: the beginnings of held-out pieces that are long enough."""
+    pieces = store.pieces("heldout")
+    found = [tokens[:LENGTH] for tokens in map(pieces.tokens, range(len(pieces))) if len(tokens) >= LENGTH]
+    save_file({"tokens": torch.stack([torch.from_numpy(row.copy()) for row in found[:ROWS]])}, path)
+    return path
+
+
+def summary(runs: list[dict[str, Any]], densities: dict[tuple[str, str], torch.Tensor]) -> dict[str, Any]:
+    """How many times as fast, and how far the two disagree about densities."""
+    seconds = {(each["tool"], each["setting"]): each["result"].get("seconds") for each in runs}
+    ours, theirs = ([s for (tool, _), s in seconds.items() if (tool == PEER) == peer and s] for peer in (False, True))
+    if not ours or not theirs:
+        return {}
+    first, second = densities["sparsight-index", "float32"], densities[PEER, "default"]
+    return {
+        "factor_default": seconds[PEER, "default"] / seconds["sparsight-index", "default"],
+        "factor_best_of_peer_to_worst_of_ours": min(theirs) / max(ours),
+        "largest_difference_of_density": float((first - second).abs().max()),
+    }
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]) if len(sys.argv) > 1 else ROOT / "runs" / "demo")
