@@ -95,7 +95,9 @@ def test_shown_passages_mark_exactly_the_active_tokens(index: FeatureIndex, note
     (text,) = endpoint.explaining
     active, _, inactive = text.partition("Not active:")
     marked = re.findall(r"(\S+) ?⟦ (\S+)⟧", active)
-    assert sum(before == "go2" for before, _ in marked) / len(marked) > 0.8  # the others are planted noise; at random 0.01
+    assert (
+        sum(before == "go2" for before, _ in marked) / len(marked) > 0.8
+    )  # the others are planted noise; at random 0.01
     assert len(re.findall(r"go2 (?!⟦)\S", active)) <= len(marked) / 5  # the planted misses
     assert "⟦" not in inactive
     assert len(active.splitlines()) == 1 + 16 + 1

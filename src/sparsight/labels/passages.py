@@ -10,8 +10,9 @@ another latent. A passage is a window of tokens within one piece of a document, 
     neighbour   a near latent is active in it and this one nowhere: tells what this latent is from what it is like
     random      this one is nowhere active, about a token drawn at random
 
-Near latents are the index's nearest decoder directions where it holds them, else those most often active on the same tokens. A masked
-token's activation is unknown: of a passage without the latent at most a tenth may be masked.
+Near latents are those most often active on the same tokens and those nearest in direction, where the index holds them, by turns: directions
+alone are hardly nearer than chance in a small dictionary (docs/log.md). A masked token's activation is unknown: of a passage without the
+latent at most a tenth may be masked.
 """
 
 from dataclasses import dataclass
@@ -107,10 +108,16 @@ class Evidence:
         return _joined([self._passages(tokens, kind) for tokens, kind in kinds])
 
     def near(self, latent: int) -> Int[np.ndarray, " n"]:
-        """Up to ten latents most like this one, nearest first."""
+        """Up to ten latents most like this one: by turns the one most often active with it and the one nearest in direction."""
         found = self.index.neighbours(latent)
-        if found is not None:
-            return np.asarray(found[0])[:N_NEAR]
+        kinds = (self._often_together(latent), _NONE if found is None else np.asarray(found[0], np.int64))
+        merged = np.concatenate(kinds)
+        turns = np.concatenate([np.arange(len(kind)) for kind in kinds])
+        merged = merged[np.argsort(turns, kind="stable")]
+        return merged[np.sort(np.unique(merged, return_index=True)[1])][:N_NEAR]
+
+    def _often_together(self, latent: int) -> Int[np.ndarray, " n"]:
+        """Those with the largest share of tokens on which both are active of those on which either is."""
         tokens, _ = self.index.activations(latent)
         offsets, latents = self._by_token
         _, places = spans(offsets[tokens], offsets[tokens + 1])

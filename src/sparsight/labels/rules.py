@@ -33,7 +33,7 @@ MAX_KEYS, MAX_TEXT = 8, 300
 LEAST_DOCUMENTS = 2
 # A key that brings less than this of what a rule covers makes the label longer and hardly better.
 LEAST_PART = 0.03
-# Below, a rule found on one half of the demo's documents has a balanced accuracy of 0.53 on the other (docs/log.md).
+# Below, a rule found on one half of the demo's documents has a mean balanced accuracy of 0.53 on the other (docs/log.md).
 CLEAR_F1 = 0.1
 UNCLEAR = "unclear; at times "
 BEGINNING = "⟨start⟩"
