@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 
 from sparsight.artifact import RunDir, read_json
 from sparsight.errors import RunError, SparsightError, StoreError
@@ -30,6 +30,7 @@ __all__ = ["Dictionary", "Opened"]
 
 _MISSING = ("token", "latent", "cluster")  # kinds whose -1 means none
 _SEARCHED_WEIGHTS = 10
+_QUERIES_KEPT = 16
 _NAMED_FROM = 1000  # latents of a cluster that its name is made from
 
 
@@ -40,8 +41,8 @@ class Opened:
         self.index, self.words = index, words
         self.annotations = Annotations(notes, index.n_latents)
         self.columns: dict[str, Column] = {column.name: column for column in columns_of(index)}
-        self.kept: dict[Any, np.ndarray] = {}
-        """What the last few queries matched; see table.py."""
+        self._kept: dict[Any, np.ndarray] = {}
+        self._text: TextIndex | None = None
         self._testing = threading.Lock()
         self._labeller: Labeller | None = None
         self._lock = threading.RLock()
@@ -117,15 +118,38 @@ class Opened:
         distinct, counts = np.unique(ids, return_counts=True)
         return self.words(distinct[np.argsort(-counts, kind="stable")[:n]])
 
-    @cached_property
-    def text(self) -> TextIndex:
-        """What a search looks through besides labels and notes: promoted tokens, and the passage about the strongest activation."""
+    def said(self, term: str, among: Bool[np.ndarray, " latents"]) -> Bool[np.ndarray, " latents"]:
+        """Which latents have a term in a promoted token or in the passage about their strongest activation."""
+        found = self._passages.matching(term, among)
+        if self.index.has_logits:
+            tokens, places = self._promoted_tokens
+            found |= tokens.matching(term)[places].any(axis=1)
+        return found
+
+    def kept(self, key: Any) -> Int[np.ndarray, " n"] | None:
+        """What `keep` kept, while it does."""
+        return self._kept.get(key)
+
+    def keep(self, key: Any, latents: Int[np.ndarray, " n"]) -> None:
+        """Keep what one of the last few queries matched."""
         with self._lock:
-            if "text" in self.__dict__:
-                return self.__dict__["text"]
-            parts = strongest_passages(self.index, self.words)
-            promoted = self.promoted(range(self.index.n_latents), _SEARCHED_WEIGHTS)
-            return TextIndex("\t".join([passage, *words]) for passage, words in zip(parts, promoted, strict=True))
+            self._kept[key] = latents
+            while len(self._kept) > _QUERIES_KEPT:
+                del self._kept[next(iter(self._kept))]
+
+    @property
+    def _passages(self) -> TextIndex:
+        with self._lock:
+            if self._text is None:
+                self._text = TextIndex(strongest_passages(self.index, self.words))
+            return self._text
+
+    @cached_property
+    def _promoted_tokens(self) -> tuple[TextIndex, Int[np.ndarray, "latents n"]]:
+        """The distinct promoted tokens, and which of them each latent promotes."""
+        ids = np.asarray(self.index.arrays["promoted_tokens"][:, :_SEARCHED_WEIGHTS])
+        distinct, places = np.unique(ids, return_inverse=True)
+        return TextIndex(self.words(distinct)), places.reshape(ids.shape).astype(np.int32)
 
 
 class Dictionary:
