@@ -146,9 +146,7 @@ def test_a_second_seed_of_another_width_is_refused(store, tmp_path):
 def test_every_array_is_documented_and_there(model, store, tmp_path):
     index = build_index(identity_sae(), store, model, second=identity_sae(), path=tmp_path / "whole", hook_point=HOOK)
     documentation = sys.modules[FeatureIndex.__module__].__doc__ or ""
-    named = set(re.findall(r"(\w+)\.npy", documentation)) | {
-        f"chance_{name}" for name in ("token_purity", "token_entropy", "lift", "position_bits")
-    }
+    named = set(re.findall(r"(\w+)\.npy", documentation))
     assert named - {"map"} == set(index.arrays) == {path.stem for path in index.path.glob("*.npy")}
     assert index.about["why_no_map"].endswith("a map takes 100")
     described = {"coactive", "clusters", "output_score", "chance_cosine", "mean_norm", "position_tokens"}

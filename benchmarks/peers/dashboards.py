@@ -6,6 +6,9 @@ Both start from tokens and end with what a page needs of each of the 4,608 laten
 every activation, and what theirs has not: neighbours, co-activation, lift, positions, output scores, clusters. Theirs has
 correlations with the layer's neurons. The share of tokens on which each latent is active is compared, since the same SAE on the same
 tokens has to give the same.
+
+Ours `default`: a model in bfloat16; `same`: without output scores, which the peer has none of; `float32`: as `same`, the model in
+float32 as the peer's. The peer's are described in run_dashboard.py.
 """
 
 import json
@@ -23,8 +26,9 @@ from sparsight.lm import ModelConfig, resolve_checkpoint
 
 RECORD = ROOT / "benchmarks" / "records" / "dashboards.json"
 MODEL, SAE, PEER = "smollm2-135m-instruct", "topk-8x", "sae-dashboard"
-ROWS, LENGTH, N_LATENTS = 64, 128, 4608
-JOBS = (("sparsight-index", "default"), ("sparsight-index", "float32"), (PEER, "default"), (PEER, "best"))
+ROWS, LENGTH, N_LATENTS = 512, 128, 4608
+OURS = "sparsight-index"
+JOBS = ((OURS, "default"), (OURS, "same"), (OURS, "float32"), (PEER, "best"), (PEER, "default"))
 
 
 def main(source: Path) -> None:
@@ -42,7 +46,6 @@ def main(source: Path) -> None:
         "commit": commit(),
         "hardware": hardware(),
         "versions": {tool: versions(tool) for tool in ("sparsight", PEER)},
-        "tokens": ROWS * LENGTH,
         "latents": N_LATENTS,
         "runs": [],
     }
@@ -66,17 +69,21 @@ def write_tokens(store: ActivationStore, path: Path) -> Path:
 
 
 def summary(runs: list[dict[str, Any]], densities: dict[tuple[str, str], torch.Tensor]) -> dict[str, Any]:
-    """How many times as fast, and how far the two disagree about densities."""
-    seconds = {(each["tool"], each["setting"]): each["result"].get("seconds") for each in runs}
-    ours, theirs = ([s for (tool, _), s in seconds.items() if (tool == PEER) == peer and s] for peer in (False, True))
-    if not ours or not theirs:
-        return {}
-    first, second = densities["sparsight-index", "float32"], densities[PEER, "default"]
-    return {
-        "factor_default": seconds[PEER, "default"] / seconds["sparsight-index", "default"],
-        "factor_best_of_peer_to_worst_of_ours": min(theirs) / max(ours),
-        "largest_difference_of_density": float((first - second).abs().max()),
+    """How many times the time of ours, by the clock and of the processors, and how far the two disagree about densities."""
+    found = {
+        kind: {(each["tool"], each["setting"]): each["result"].get(kind) for each in runs}
+        for kind in ("seconds", "processor_seconds")
     }
+    factors = {
+        f"{theirs}_over_{ours}": {kind: values[PEER, theirs] / values[OURS, ours] for kind, values in found.items()}
+        for theirs in ("default", "best")
+        for ours in ("default", "same", "float32")
+        if (PEER, theirs) in densities and (OURS, ours) in densities
+    }
+    if not factors:
+        return {}
+    first, second = densities[OURS, "float32"], densities[PEER, "best"]
+    return {"factors": factors, "largest_difference_of_density": float((first - second).abs().max())}
 
 
 if __name__ == "__main__":

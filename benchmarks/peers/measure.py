@@ -46,7 +46,7 @@ class Work:
 
     def __enter__(self) -> "Work":
         self._loading = time.time() - self.job["started"]
-        self._began = time.perf_counter()
+        self._began, self._used = time.perf_counter(), time.process_time()
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -54,6 +54,7 @@ class Work:
         self.result = {
             "tokens": self.tokens,
             "seconds": seconds,
+            "processor_seconds": time.process_time() - self._used,
             "tokens_per_second": self.tokens / seconds,
             "seconds_with_loading": seconds + self._loading,
             "tokens_per_second_with_loading": self.tokens / (seconds + self._loading),

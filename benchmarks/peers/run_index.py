@@ -1,6 +1,7 @@
 """Sparsight, from the same tokens, model and SAE to a whole index: the model is read once into a store, then build_index.
 
-`default`: the model in bfloat16, as the demo's recipe has it. `float32`: in float32, as the peer's. The map, which the peer has none of, is left out.
+`default`: the model in bfloat16, as the demo's recipe has it. `same`: without output scores. `float32`: the same in float32, as the peer's.
+The map, which takes a package of its own, is left out.
 """
 
 import os
@@ -35,9 +36,10 @@ def dashboards(job: Job) -> dict[str, Any]:
     reader, model = LanguageModel.load(config, hook_points=[HOOK]), LanguageModel.load(config)
     sae = SparseAutoencoder.load(Path(job["files"]["sae"]))
     scratch = Path(job["scratch"])
+    settings = IndexConfig(map=False, output_latents=8192 if job["setting"] == "default" else 0)
     with Work(job, tokens.size) as work:
         store = read_store(reader, tokens, scratch / "activations")
-        index = build_index(sae, store, model, path=scratch / "index", config=IndexConfig(map=False), hook_point=HOOK)
+        index = build_index(sae, store, model, path=scratch / "index", config=settings, hook_point=HOOK)
     save_file({"density": torch.from_numpy(index.density.astype(np.float32))}, job["reconstruction"])
     return work.result | {"latents": index.n_latents}
 

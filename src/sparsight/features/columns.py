@@ -51,9 +51,7 @@ COLUMNS: tuple[Column, ...] = (
     Column(
         "seed_correlation", "seed r", "Largest correlation of its activation with one of the second seed's.", "number"
     ),
-    Column(
-        "cluster", "cluster", "Community on the graph of nearest directions; -1 for none, 0 is the largest.", "cluster"
-    ),
+    Column("cluster", "cluster", "Community of latents active together; 0 is the largest, -1 is none.", "cluster"),
 )
 
 _FIRST_OF = {"lift": "lift_values", "decoder_cosine": "decoder_cosines"}

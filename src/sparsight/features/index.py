@@ -15,8 +15,9 @@
       quantiles.npy           float32 [latents, quantiles]  of the active values
       histogram.npy           int64   [latents, bins]       of the active values, equal bins from 0 to the maximum
     Version 1 ends here, but for the logits and the second seed. Numbers are NaN and tokens, latents and clusters -1 where there are none.
-      token_purity.npy, token_entropy.npy, position_bits.npy  float32 [latents]     see statistics/places.py for these and their
-      chance_*.npy            float32 [latents]     controls: chance_token_purity, _token_entropy, _lift (the strongest), _position_bits
+      token_purity.npy, token_entropy.npy, position_bits.npy  float32 [latents]     statistics/places.py; and their controls,
+      chance_token_purity.npy, chance_token_entropy.npy, chance_position_bits.npy, chance_lift.npy (the strongest)
+                              float32 [latents]     of the same activations half the text away
       top_token.npy           int32   [latents]     the token that it is most often active on
       lift_tokens.npy, lift_counts.npy   int32 [latents, 5]  next tokens, strongest lift first, and how often each followed
       lift_values.npy         float32 [latents, 5]  log2 of how many times as often as after any token, shrunk
@@ -25,7 +26,7 @@
       decoder_cosines.npy, encoder_cosines.npy        float32 [latents, 10]
       coactive_latents.npy    int32   [latents, 10] active on the same tokens more often than chance, strongest first;
       coactive_pmi.npy, coactive_jaccard.npy  float32 [latents, 10]  see statistics/coactivation.py
-      cluster.npy             int32   [latents]     community of the neighbour graph, 0 the largest (statistics/communities.py)
+      cluster.npy             int32   [latents]     community by co-activation, 0 the largest (statistics/communities.py)
       map.npy                 float32 [latents, 2]  a place on the plane (statistics/layout.py); absent: about.why_no_map
       output_score.npy        float32 [latents]     statistics/outputs.py; absent without a language model, NaN where not measured
       promoted_tokens.npy, suppressed_tokens.npy    int32   [latents, n]  largest and smallest logit weights first
@@ -93,7 +94,7 @@ class Coactive:
 
 @dataclass(frozen=True)
 class Cluster:
-    """A community of the neighbour graph."""
+    """A community of latents that are active together."""
 
     number: int
     """0 is the largest; what the column `cluster` holds."""
@@ -225,7 +226,7 @@ class FeatureIndex:
         return np.asarray(bins[latent]), np.array(self.about["position_tokens"], np.int64)
 
     def clusters(self) -> list[Cluster] | None:
-        """Communities of the neighbour graph, largest first; latents in none are left out. None where there are none."""
+        """Communities by co-activation, largest first; latents in none are left out. None where there are none."""
         of_latent = self.arrays.get("cluster")
         if of_latent is None:
             return None
