@@ -136,7 +136,7 @@ def test_steer_prints_every_arm_beside_its_controls(
     assert sparsight("steer", run, *edits, "--prompt", "the cat", "--prompts", file) == 0
     printed = capsys.readouterr().out
     for arm in ("plain", "steered", "random", "prompt"):
-        assert len(re.findall(rf"^{arm} +\d+ +\d", printed, re.M)) == 3
+        assert len(re.findall(rf"^{arm} +\d+ +[+-]\d", printed, re.M)) == 3
     assert "of the layer's mean norm)" in printed
     assert "over 3 prompts, 95 %" in printed
     assert sparsight("steer", run, *edits, "--prompt", "the cat", "--json") == 0

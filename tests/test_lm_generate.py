@@ -7,6 +7,8 @@ from torch import nn
 from sparsight.errors import ModelError
 from sparsight.lm import Decoding, LanguageModel, Sampler
 from test_evaluate import HOOK, VOCAB, tiny_model
+from test_lm_load import FAMILIES, tiny_tokenizer
+from test_lm_load import tiny_model as random_model
 
 
 @pytest.fixture(scope="module")
@@ -54,6 +56,19 @@ def test_with_a_cache_as_without(model, prompt, replace):
     assert torch.equal(tokens, expected)
     if replace:
         assert not torch.equal(expected, without_cache(model, prompt, 12, {})[0])
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family_goes_on_from_its_cache_as_from_its_text(family, prompt):
+    """Recurrent states, sliding windows and wrappers too; attention is on what the edited prompt left in the cache."""
+    hook = "layers.3" if family.startswith("gpt") else "layers.3.mlp"
+    model = LanguageModel.from_module(random_model(family), tiny_tokenizer(), hook_points=[hook])
+    tokens, logits = without_cache(model, prompt, 10, {hook: shift})
+    decoding, fed = Decoding(model), prompt
+    for step in range(10):
+        found = decoding.feed(fed, replace={hook: shift})
+        assert torch.allclose(found, logits[step].float(), atol=1e-3 * float(logits[step].abs().max()))
+        fed = tokens[:, prompt.shape[1] + step, None]
 
 
 def test_greedy_text_is_the_librarys(model, prompt):
