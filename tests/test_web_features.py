@@ -173,7 +173,9 @@ def test_clusters_are_named_by_the_tokens_that_tell_them(client, index):
     top = np.asarray(index.arrays["top_token"])
     shares = {int(t): ((top[:40] == t).mean(), (top[top >= 0] == t).mean()) for t in set(top[:40]) if t >= 0}
     best = max(shares, key=lambda t: shares[t][0] * np.log(shares[t][0] / shares[t][1]))
-    assert first["active_on"][0] == get(client, f"/features/{int(np.flatnonzero(top == best)[0])}")["columns"]["top_token"]
+    assert (
+        first["active_on"][0] == get(client, f"/features/{int(np.flatnonzero(top == best)[0])}")["columns"]["top_token"]
+    )
 
 
 def test_tokens_arrive_readable_and_as_they_are_but_for_what_acts(client):

@@ -68,7 +68,8 @@ def test_many_labels_of_others_are_read_behind_the_answers(tmp_path, monkeypatch
     assert np.flatnonzero(ours.matching("new", np.ones(10, bool))).tolist() == [2]
     with ours.change(1) as notes:
         notes.set_label(Label(1, "zz", "person"))
-    assert ours.ranks()[[2, 1]].tolist() == [0, 1]
+    assert ours.alphabetical(descending=False).tolist() == [2, 1, 0, *range(3, 10)]
+    assert ours.alphabetical(descending=True).tolist() == [1, 2, 0, *range(3, 10)]
     assert np.isnan(ours.scores()[1])
     with ours.change(2) as notes:
         notes.delete_label(2, "person")

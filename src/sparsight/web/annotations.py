@@ -7,13 +7,13 @@ is taken over in place: reading 131,072 labels takes a second, and sorting and s
 
 import threading
 import time
-from bisect import bisect_left, insort
+from bisect import bisect_left
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 
 from sparsight.features import Label, Notes
 from sparsight.web.replies import number
@@ -57,11 +57,14 @@ class Annotations:
         with self._lock:
             return self._known.text.matching(term, among)
 
-    def ranks(self) -> Float[np.ndarray, " latents"]:
-        """Each latent's place in the alphabet of labels; NaN for one without."""
+    def alphabetical(self, *, descending: bool) -> Int[np.ndarray, " latents"]:
+        """All latents by their label, those without last."""
         self._refresh()
         with self._lock:
-            return self._known.ranks()
+            labelled = self._known.alphabetical
+            rest = np.ones(self._n_latents, bool)
+            rest[labelled] = False
+            return np.concatenate([labelled[::-1] if descending else labelled, np.flatnonzero(rest)]).astype(np.int32)
 
     def scores(self) -> Float[np.ndarray, " latents"]:
         """Each label's score; NaN for none."""
@@ -111,30 +114,25 @@ class _Known:
         self.labels: dict[int, Label] = {} if empty else _within(notes.best_labels(), n_latents)
         self.notes: dict[int, str] = {} if empty else _within(notes.notes(), n_latents)
         self.ranked = sorted((label.text.casefold(), latent) for latent, label in self.labels.items())
-        self._ranks: Float[np.ndarray, " latents"] | None = None
+        self.alphabetical = np.array([latent for _, latent in self.ranked], np.int32)
         self.scores = np.full(n_latents, np.nan)
         for latent, label in self.labels.items():
             self.scores[latent] = np.nan if label.score is None else label.score
         self.text = TextIndex(self._said(latent) for latent in range(n_latents))
 
-    def ranks(self) -> Float[np.ndarray, " latents"]:
-        """Each latent's place in the alphabet of labels; NaN for one without. Worked out after a change."""
-        if self._ranks is None:
-            self._ranks = np.full(len(self.scores), np.nan)
-            latents = np.fromiter((latent for _, latent in self.ranked), np.int64, len(self.ranked))
-            self._ranks[latents] = np.arange(len(latents))
-        return self._ranks
-
     def take(self, latent: int, file: Notes) -> None:
         """Read one latent again."""
-        self._ranks = None
         old = self.labels.pop(latent, None)
         if old is not None:
-            del self.ranked[bisect_left(self.ranked, (old.text.casefold(), latent))]
+            place = bisect_left(self.ranked, (old.text.casefold(), latent))
+            del self.ranked[place]
+            self.alphabetical = np.delete(self.alphabetical, place)
         self.scores[latent] = np.nan
         for label in file.labels(latent)[:1]:
             self.labels[latent] = label
-            insort(self.ranked, (label.text.casefold(), latent))
+            place = bisect_left(self.ranked, (label.text.casefold(), latent))
+            self.ranked.insert(place, (label.text.casefold(), latent))
+            self.alphabetical = np.insert(self.alphabetical, place, latent)
             self.scores[latent] = np.nan if label.score is None else label.score
         self.notes.pop(latent, None)
         if note := file.note(latent):

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 
 from sparsight.artifact import RunDir, read_json
 from sparsight.errors import RunError, SparsightError, StoreError
@@ -30,6 +30,7 @@ __all__ = ["Dictionary", "Opened"]
 
 _MISSING = ("token", "latent", "cluster")  # kinds whose -1 means none
 _SEARCHED_WEIGHTS = 10
+_QUERIES_KEPT = 16
 
 
 class Opened:
@@ -39,8 +40,8 @@ class Opened:
         self.index, self.words = index, words
         self.annotations = Annotations(notes, index.n_latents)
         self.columns: dict[str, Column] = {column.name: column for column in columns_of(index)}
-        self.kept: dict[Any, np.ndarray] = {}
-        """What the last few queries matched; see table.py."""
+        self._kept: dict[Any, np.ndarray] = {}
+        self._text: TextIndex | None = None
         self._testing = threading.Lock()
         self._labeller: Labeller | None = None
         self._lock = threading.RLock()
@@ -110,26 +111,52 @@ class Opened:
         Ordered by p log(p / q), p and q the shares of latents whose most frequent token it is, in the cluster and in all.
         """
         top = self.index.arrays.get("top_token")
-        return [[] if top is None else self._telling_words(cluster, top[top >= 0], top) for cluster in self.clusters]
+        if top is None:
+            return [[] for _ in self.clusters]
+        known, places, totals = np.unique(top, return_inverse=True, return_counts=True)
+        return [self._telling_words(places[cluster.latents], known, totals) for cluster in self.clusters]
 
-    def _telling_words(self, cluster: Cluster, everywhere: np.ndarray, top: np.ndarray, n: int = 8) -> list[str]:
-        tokens, counts = np.unique(top[cluster.latents], return_counts=True)
-        known, totals = np.unique(everywhere, return_counts=True)
-        tokens, counts = tokens[tokens >= 0], counts[tokens >= 0]
-        p, q = counts / counts.sum(), totals[np.searchsorted(known, tokens)] / len(everywhere)
-        telling = p * np.log(p / q)
-        order = np.argsort(-telling, kind="stable")[:n]
-        return self.words(tokens[order[telling[order] > 0]])
+    def _telling_words(
+        self, places: Int[np.ndarray, " n"], known: Int[np.ndarray, " m"], totals: Int[np.ndarray, " m"], n: int = 8
+    ) -> list[str]:
+        found, counts = np.unique(places, return_counts=True)
+        telling = counts / len(places) * np.log(counts / len(places) / (totals[found] / totals.sum()))
+        order = np.argsort(-telling, kind="stable")
+        order = order[(telling[order] > 0) & (known[found[order]] >= 0)][:n]
+        return self.words(known[found[order]])
+
+    def said(self, term: str, among: Bool[np.ndarray, " latents"]) -> Bool[np.ndarray, " latents"]:
+        """Which latents have a term in a promoted token or in the passage about their strongest activation."""
+        found = self._passages.matching(term, among)
+        if self.index.has_logits:
+            tokens, places = self._promoted_tokens
+            found |= tokens.matching(term)[places].any(axis=1)
+        return found
+
+    def kept(self, key: Any) -> Int[np.ndarray, " n"] | None:
+        """What `keep` kept, while it does."""
+        return self._kept.get(key)
+
+    def keep(self, key: Any, latents: Int[np.ndarray, " n"]) -> None:
+        """Keep what one of the last few queries matched."""
+        with self._lock:
+            self._kept[key] = latents
+            while len(self._kept) > _QUERIES_KEPT:
+                del self._kept[next(iter(self._kept))]
+
+    @property
+    def _passages(self) -> TextIndex:
+        with self._lock:
+            if self._text is None:
+                self._text = TextIndex(strongest_passages(self.index, self.words))
+            return self._text
 
     @cached_property
-    def text(self) -> TextIndex:
-        """What a search looks through besides labels and notes: promoted tokens, and the passage about the strongest activation."""
-        with self._lock:
-            if "text" in self.__dict__:
-                return self.__dict__["text"]
-            parts = strongest_passages(self.index, self.words)
-            promoted = self.promoted(range(self.index.n_latents), _SEARCHED_WEIGHTS)
-            return TextIndex("\t".join([passage, *words]) for passage, words in zip(parts, promoted, strict=True))
+    def _promoted_tokens(self) -> tuple[TextIndex, Int[np.ndarray, "latents n"]]:
+        """The distinct promoted tokens, and which of them each latent promotes."""
+        ids = np.asarray(self.index.arrays["promoted_tokens"][:, :_SEARCHED_WEIGHTS])
+        distinct, places = np.unique(ids, return_inverse=True)
+        return TextIndex(self.words(distinct)), places.reshape(ids.shape).astype(np.int32)
 
 
 class Dictionary:

@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from sparsight.artifact import RunDir, environment
 from sparsight.errors import RunError
 from sparsight.lm import resolve_checkpoint
@@ -73,11 +75,11 @@ class Explorer:
         for dictionary in self.dictionaries.values():
             try:
                 opened = dictionary.open()
-                opened.annotations.ranks()
+                opened.annotations.scores()
                 for name in opened.columns:
                     opened.order(name, descending=True)
                 len(opened.cluster_words)
-                opened.text.matching(" ")
+                opened.said(" ", np.zeros(opened.index.n_latents, bool))
             except Refusal:
                 continue
 

@@ -27,7 +27,6 @@ __all__ = ["SEARCHED", "TableQuery", "column_json", "matching", "rows"]
 SEARCHED = "labels, notes, promoted tokens and the passage about each latent's strongest activation"
 _FILTER = re.compile(r"(\w+)(>=|<=|!=|=)(.*)", re.DOTALL)
 _MOST_FILTERS, _LONGEST_Q = 20, 1000
-_ENTRIES_KEPT = 16
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,13 +59,11 @@ def matching(opened: Opened, query: TableQuery) -> Int[np.ndarray, " n"]:
     """The latents that a query matches, in its order."""
     written = query.q or query.list or query.sort in ("label", "score")
     key = (opened.annotations.version if written else None, query)
-    found = opened.kept.get(key)
+    found = opened.kept(key)
     if found is None:
         order = _order(opened, query)
         found = order[_mask(opened, query)[order]]
-        opened.kept[key] = found
-        while len(opened.kept) > _ENTRIES_KEPT:
-            opened.kept.pop(next(iter(opened.kept)), None)
+        opened.keep(key, found)
     return found
 
 
@@ -94,9 +91,11 @@ def column_json(opened: Opened, name: str, latents: Int[np.ndarray, " n"]) -> li
 
 def _order(opened: Opened, query: TableQuery) -> Int[np.ndarray, " latents"]:
     descending = query.order == "desc"
-    if query.sort not in ("label", "score"):
+    if query.sort == "label":
+        return opened.annotations.alphabetical(descending=descending)
+    if query.sort != "score":
         return opened.order(query.sort, descending=descending)
-    keys = opened.annotations.ranks() if query.sort == "label" else opened.annotations.scores()
+    keys = opened.annotations.scores()
     return np.argsort(-keys if descending else keys, kind="stable").astype(np.int32)
 
 
@@ -113,7 +112,7 @@ def _mask(opened: Opened, query: TableQuery) -> Bool[np.ndarray, " latents"]:
     for condition in (*query.filter, *(() if query.cluster is None else (f"cluster={query.cluster}",))):
         mask &= _holds(opened, condition)
     for term in terms_of(query.q):
-        found = opened.text.matching(term, mask) | opened.annotations.matching(term, mask)
+        found = opened.said(term, mask) | opened.annotations.matching(term, mask)
         if term.isascii() and term.isdigit() and len(term) < 10 and int(term) < n:
             found[int(term)] = True
         mask &= found
