@@ -1,7 +1,8 @@
 """Run by test_interruption.py in a process of its own: a study killed at random moments, and rerun until it ends.
 
 `python kill_and_rerun.py RECIPE OUT KILLS SEED` imports everything once and forks a child for each attempt, so that an attempt costs what the
-work costs and not the imports. Prints one line a kill: which step it hit. The fork comes before any thread is started.
+work costs and not the imports. Prints one line a kill: which step it hit. The fork comes before any thread is started. Each study's first kill
+falls when its store has just begun, so that collection is always hit, however long the rest takes.
 """
 
 import os
@@ -41,6 +42,13 @@ def where(out: Path) -> str:
     )
 
 
+def wait_for(file: Path, seconds: float) -> None:
+    """Until the file is there, and no longer than that."""
+    end = time.monotonic() + seconds
+    while not file.exists() and time.monotonic() < end:
+        time.sleep(0.002)
+
+
 def main() -> None:
     recipe, out, n_kills, rng = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]), random.Random(int(sys.argv[4]))
     started = time.monotonic()
@@ -49,9 +57,13 @@ def main() -> None:
     kills, study = 0, 0
     while kills < n_kills or (out / f"killed-{study}").exists():  # the last study, too, is rerun to its end
         target = out / f"killed-{study}"
+        is_new = not target.exists()
         child = attempt(recipe, target)
         if kills < n_kills:
-            time.sleep(rng.uniform(0.02, 0.45) * duration)
+            if is_new:
+                wait_for(target / "activations" / "store.json", duration)
+            else:
+                time.sleep(rng.uniform(0.02, 0.45) * duration)
             os.kill(child, signal.SIGKILL)
         _, status = os.waitpid(child, 0)
         if os.WIFSIGNALED(status):
