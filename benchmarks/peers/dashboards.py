@@ -1,6 +1,6 @@
 """An index beside sae-dashboard: the same SAE, model, tokens and latents, one after the other. Writes benchmarks/records/dashboards.json.
 
-    python benchmarks/peers/dashboards.py [RUN]         after `make demo`; about an hour, most of it the peer's
+    python benchmarks/peers/dashboards.py [RUN] [--resume]      after `make demo`; about an hour, most of it the peer's
 
 Both start from tokens and end with what a page needs of each of the 4,608 latents: ours as an index on disk, theirs in memory. Ours has
 every activation, and what theirs has not: neighbours, co-activation, lift, positions, output scores, clusters. Theirs has
@@ -31,8 +31,8 @@ OURS = "sparsight-index"
 JOBS = ((OURS, "default"), (OURS, "same"), (OURS, "float32"), (PEER, "best"), (PEER, "default"))
 
 
-def main(source: Path) -> None:
-    """Runs the four jobs and writes the record."""
+def main(source: Path, resume: bool) -> None:
+    """Runs the jobs, but for those that an interrupted run has done, and writes the record."""
     install(PEER)
     folder = ROOT / "build" / "dashboards"
     folder.mkdir(parents=True, exist_ok=True)
@@ -49,15 +49,23 @@ def main(source: Path) -> None:
         "latents": N_LATENTS,
         "runs": [],
     }
-    densities: dict[tuple[str, str], torch.Tensor] = {}
-    for tool, setting in JOBS:
+    if resume and RECORD.exists():
+        record["runs"] = json.loads(RECORD.read_text())["runs"]
+    done = {(each["tool"], each["setting"]) for each in record["runs"] if "error" not in each["result"]}
+    densities = {each: density_of(folder, *each) for each in done}
+    for tool, setting in [each for each in JOBS if each not in done]:
         job = {"part": "dashboards", "tool": tool, "setting": setting, "seed": 0, "n_latents": N_LATENTS}
         result = run(job, files, folder / f"{tool}-{setting}")
         record["runs"].append({"tool": tool, "setting": setting, "result": result})
         print(tool, setting, json.dumps(result), flush=True)
         if "error" not in result:
-            densities[tool, setting] = load_file(folder / f"{tool}-{setting}" / RECONSTRUCTION)["density"]
+            densities[tool, setting] = density_of(folder, tool, setting)
         RECORD.write_text(json.dumps(record | summary(record["runs"], densities), indent=2) + "\n")
+
+
+def density_of(folder: Path, tool: str, setting: str) -> torch.Tensor:
+    """Of each latent, as the job left it."""
+    return load_file(folder / f"{tool}-{setting}" / RECONSTRUCTION)["density"]
 
 
 def write_tokens(store: ActivationStore, path: Path) -> Path:
@@ -87,4 +95,5 @@ def summary(runs: list[dict[str, Any]], densities: dict[tuple[str, str], torch.T
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]) if len(sys.argv) > 1 else ROOT / "runs" / "demo")
+    paths = [each for each in sys.argv[1:] if each != "--resume"]
+    main(Path(paths[0]) if paths else ROOT / "runs" / "demo", "--resume" in sys.argv)

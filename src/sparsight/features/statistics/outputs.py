@@ -60,15 +60,16 @@ def output_scores(
     )
     own, others, neighbours = np.zeros(len(numbers)), np.zeros(len(numbers)), np.roll(numbers, 1)
     for prompt in prompts:
-        clean = model.logits(_batch(prompt, 1))[:, -1].float()
+        clean = model.logits(_batch(prompt, 1))[0, -1].float()
         for start in range(0, len(numbers), _ROWS):
             block = slice(start, min(start + _ROWS, len(numbers)))
             latents = numbers[block]
-            rise = _boosted(model, prompt, _BOOST * maxima[latents], target_hook_point) - clean
-            among = rise[:, drawn].sort(dim=1).values
+            logits = _boosted(model, prompt, _BOOST * maxima[latents], target_hook_point)
+            among = (logits[:, drawn].float() - clean[drawn]).sort(dim=1).values
             for sums, of_latents in ((own, latents), (others, neighbours[block])):
-                tokens = torch.from_numpy(promoted[of_latents].astype(np.int64)).to(rise.device)
-                sums[block] += _ranks(rise, tokens, among).mean(1).cpu().numpy() / len(prompts)
+                tokens = torch.from_numpy(promoted[of_latents].astype(np.int64)).to(logits.device)
+                rises = logits.gather(1, tokens).float() - clean[tokens]
+                sums[block] += _ranks(rises, among).mean(1).cpu().numpy() / len(prompts)
     scores[numbers] = own
     about = {
         "latents": len(numbers),
@@ -107,13 +108,10 @@ def _boosted(model: LanguageModel, prompt: np.ndarray, boosts: Tensor, hook_poin
         return activations + boosts[:, None].to(activations)
 
     edit: dict[str, Callable[[Tensor], Tensor]] = {hook_point: add}
-    return model.logits(_batch(prompt, len(boosts)), replace=edit)[:, -1].float()
+    return model.logits(_batch(prompt, len(boosts)), replace=edit)[:, -1]
 
 
-def _ranks(
-    rise: Float[Tensor, "n vocab"], tokens: Int[Tensor, "n t"], among: Float[Tensor, "n m"]
-) -> Float[Tensor, "n t"]:
-    """Share of `among`, ascending rises, that each of `tokens` exceeds, ties by half."""
-    wanted = rise.gather(1, tokens)
-    below = torch.searchsorted(among, wanted) + torch.searchsorted(among, wanted, right=True)
+def _ranks(rises: Float[Tensor, "n t"], among: Float[Tensor, "n m"]) -> Float[Tensor, "n t"]:
+    """Share of `among`, which ascends, that each rise exceeds, ties by half."""
+    below = torch.searchsorted(among, rises) + torch.searchsorted(among, rises, right=True)
     return below / (2 * among.shape[1])
