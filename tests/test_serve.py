@@ -111,6 +111,14 @@ def test_it_listens_on_this_machine_alone_and_opens_a_browser_when_asked(run, mo
     assert len(started) == 1
 
 
+def test_it_stops_when_it_cannot_say_where_it_is(run):
+    def on_start(url: str) -> None:
+        raise BrokenPipeError("nobody reads")
+
+    with pytest.raises(BrokenPipeError):
+        serve_runs([run], ExplorerConfig(browser=False), on_start=on_start)
+
+
 def test_a_port_in_use_and_a_missing_run_are_one_line(run, tmp_path):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]

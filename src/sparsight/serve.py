@@ -55,24 +55,31 @@ def serve_runs(
         )
         url = f"http://{_shown_host(config.host)}:{port}/?token={app.token}"
 
+        failures: list[Exception] = []
+
         def watch() -> None:
-            """Says when it has started, then works ahead, then waits for the idle time to pass."""
-            while not server.started:
-                if server.should_exit:
-                    return
-                time.sleep(0.01)
-            on_start(url)
-            if config.browser:
-                webbrowser.open(url)
-            threading.Thread(target=explorer.warm_up, daemon=True, name="warm-up").start()
-            while not server.should_exit:
-                if config.idle_minutes and app.idle_seconds > config.idle_minutes * 60:
-                    _log.info("No request for %g minutes: stopping.", config.idle_minutes)
-                    server.should_exit = True
-                time.sleep(0.2)
+            """Says when it has started, works ahead, and waits for the idle time to pass; without it nothing would stop the server."""
+            try:
+                while not server.started and not server.should_exit:
+                    time.sleep(0.01)
+                on_start(url)
+                if config.browser:
+                    webbrowser.open(url)
+                threading.Thread(target=explorer.warm_up, daemon=True, name="warm-up").start()
+                while not server.should_exit:
+                    if config.idle_minutes and app.idle_seconds > config.idle_minutes * 60:
+                        _log.info("No request for %g minutes: stopping.", config.idle_minutes)
+                        break
+                    time.sleep(0.2)
+            except Exception as error:  # such as a pipe that nobody reads any more
+                failures.append(error)
+            finally:
+                server.should_exit = True
 
         threading.Thread(target=watch, daemon=True, name="watch").start()
         server.run(sockets=[listener])
+    if failures:
+        raise failures[0]
 
 
 def _listening(config: ExplorerConfig) -> socket.socket:
