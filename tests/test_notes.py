@@ -168,6 +168,25 @@ def test_a_page_reads_while_a_command_writes(notes: Notes) -> None:
     writing.close()
 
 
+KILLED = """
+import os, signal, sqlite3, sys
+database = sqlite3.connect(sys.argv[1], isolation_level=None)
+database.execute("PRAGMA journal_mode = DELETE")  # as it is while a new file is switched to write-ahead logging
+database.execute("PRAGMA cache_size = 1")  # so that the file is written to before the end
+database.execute("BEGIN IMMEDIATE")
+for latent in range(1000, 3000):
+    database.execute("REPLACE INTO notes VALUES (?, ?, 'x')", (latent, "x" * 1000))
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_a_reader_undoes_what_a_killed_writer_left(notes: Notes) -> None:
+    before = list(filled(notes).export_jsonl())
+    subprocess.run([sys.executable, "-c", KILLED, notes.path], timeout=60, check=False)
+    assert notes.path.with_name(notes.path.name + "-journal").exists()
+    assert list(notes.export_jsonl()) == before
+
+
 def test_a_write_that_fails_half_way_leaves_everything_as_it_was(notes: Notes) -> None:
     before = list(filled(notes).export_jsonl())
     with pytest.raises(NotesError, match="no latent 100"):

@@ -7,7 +7,8 @@
       changes(n)                                                             one row: how many times something was written
 
 It is made by the first write; before, everything reads as empty. Write-ahead logging lets a page read while a command writes. Each use
-opens the file, does one transaction and closes it, so that threads share nothing and a run that vanished is noticed at once.
+opens the file, does one transaction and closes it, so that threads share nothing and a run that vanished is noticed at once. A reader,
+too, may have to roll back what a killed writer left: it opens the file for writing and then asks only.
 A stranger's file is data: one with other tables, triggers or views is refused before anything in it is asked.
 Trade-off: a use costs a third of a millisecond and a write one fsync, so many labels go in one transaction.
 """
@@ -39,7 +40,8 @@ _SCHEMA = (
 def reading(path: Path) -> Iterator[sqlite3.Connection]:
     """One consistent view; an empty one where nothing was written yet. Raises NotesError when the file is not ours."""
     with _told(path):
-        database = _connect(path, "ro") if path.exists() else _nothing()
+        database = _connect(path, "rw") if path.exists() else _nothing()
+        database.execute("PRAGMA query_only = ON")
         if _is_empty(database):  # another process is making it
             database.close()
             database = _nothing()
@@ -74,7 +76,7 @@ def writing(path: Path) -> Iterator[sqlite3.Connection]:
 
 def _connect(path: Path, mode: str) -> sqlite3.Connection:
     address = f"{path.absolute().as_uri()}?mode={mode}"
-    if mode == "ro" and not os.access(path.parent, os.W_OK):
+    if mode == "rw" and not os.access(path.parent, os.W_OK):
         address += "&immutable=1"  # nobody else writes here either, and the log's files cannot be made
     database = sqlite3.connect(address, uri=True, timeout=WAIT_SECONDS, isolation_level=None, check_same_thread=False)
     database.execute("PRAGMA trusted_schema = OFF")
