@@ -85,7 +85,7 @@ def read_texts(
             )
             latents = sae.encode_sparse(x)
             values, order = latents.values.sort(dim=1, descending=True)
-            error = (y - sae.reconstruct(x)).norm(dim=-1) / y.norm(dim=-1).clamp_min(1e-12)
+            error = (y - sae.decode_sparse(latents)).norm(dim=-1) / y.norm(dim=-1).clamp_min(1e-12)
             found[number] = LiveText(
                 text=texts[number],
                 token_ids=piece.token_ids,

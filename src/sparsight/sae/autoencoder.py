@@ -93,6 +93,11 @@ class SparseAutoencoder(nn.Module):
         """Reconstruction from dense latents."""
         return latents @ self.W_dec + self.b_dec
 
+    def decode_sparse(self, latents: SparseLatents) -> Float[Tensor, "n d_out"]:
+        """Reconstruction from active latents: their rows of W_dec alone are read."""
+        indices, values = latents
+        return functional.embedding_bag(indices, self.W_dec, per_sample_weights=values, mode="sum") + self.b_dec
+
     def forward(self, x: Float[Tensor, "n d_in"]) -> SAEOutput:
         """Dense latents and reconstruction."""
         latents = self.encode(x)
@@ -132,8 +137,7 @@ class SparseAutoencoder(nn.Module):
 
     def _reconstruct_chunk(self, x: Tensor) -> Tensor:
         if self.cfg.inference == "topk":
-            indices, values = topk(self._pre(x), self.cfg.k)
-            return functional.embedding_bag(indices, self.W_dec, per_sample_weights=values, mode="sum") + self.b_dec
+            return self.decode_sparse(SparseLatents(*topk(self._pre(x), self.cfg.k)))
         return self.decode(self.encode(x))
 
 
