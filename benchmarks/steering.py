@@ -31,10 +31,10 @@ import torch
 
 from sparsight import FeatureIndex, LanguageModel, SparseAutoencoder, SteerConfig, load_recipe, steer_text
 from sparsight.artifact import RunDir
-from sparsight.features import LatentEditor, matched_latents, matching_traits, strength_of
 from sparsight.lm import Piece, TokenBatch, make_batches
 from sparsight.recipe import TrainedSAEs
 from sparsight.sae import LatentEdit
+from sparsight.steering import LatentEditor, matched_latents, matching_traits, strength_of
 
 RECORDS = Path(__file__).parent / "records"
 N_FEATURES, LEAST_DOCUMENTS = 80, 20

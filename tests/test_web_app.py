@@ -13,10 +13,11 @@ from starlette.testclient import TestClient
 
 from sparsight import cli
 from sparsight.errors import RunError
-from sparsight.features import Label, LiveText, Notes, SteerEvent, read_text
+from sparsight.features import Label, LiveText, Notes, read_text
 from sparsight.lm import LanguageModel
 from sparsight.recipe import load_recipe
 from sparsight.sae import SparseAutoencoder
+from sparsight.steering import SteerEvent
 from sparsight.web import live
 from sparsight.web.explorer import Explorer
 from web_run import BASE, CHANGE, HOSTILE, make_client, make_run, moved, write_index

@@ -30,7 +30,7 @@ _HOMES = {
     "SAEConfig": "sparsight.sae",
     "SparseAutoencoder": "sparsight.sae",
     "SparsightError": "sparsight.errors",
-    "SteerConfig": "sparsight.features",
+    "SteerConfig": "sparsight.steering",
     "StoreSource": "sparsight.activations",
     "TextConfig": "sparsight.lm",
     "TrainConfig": "sparsight.recipe",
@@ -67,7 +67,7 @@ if TYPE_CHECKING:
     from sparsight.errors import SparsightError
     from sparsight.evaluate import evaluate_sae
     from sparsight.explain import explain_index, explain_run, falsify_label
-    from sparsight.features import FeatureIndex, IndexConfig, Notes, SteerConfig, read_text
+    from sparsight.features import FeatureIndex, IndexConfig, Notes, read_text
     from sparsight.index import build_index
     from sparsight.labels import EndpointConfig, ExplainConfig
     from sparsight.lm import LanguageModel, ModelConfig, TextConfig
@@ -81,6 +81,7 @@ if TYPE_CHECKING:
     from sparsight.serve import serve_runs
     from sparsight.show import show_latent, show_overview, show_text
     from sparsight.steer import steer_text, sweep_text
+    from sparsight.steering import SteerConfig
     from sparsight.study import run_study
     from sparsight.train import train_sae, train_saes
 

@@ -224,8 +224,8 @@ class Steer:
     """Print JSON lines: one a token, then one a prompt."""
 
     def __call__(self, stop: StopFlag) -> None:
-        from sparsight.features import SteerConfig
         from sparsight.steer import steer_run
+        from sparsight.steering import SteerConfig
 
         config = SteerConfig(
             max_new_tokens=self.tokens,

@@ -16,11 +16,12 @@ from torch import Tensor
 
 from sparsight.activations import ActivationStore, PieceTable
 from sparsight.errors import ActivationError, MetricError, SAEError
-from sparsight.features import NORM_TOKENS, FeatureIndex, FeatureIndexWriter, IndexConfig
+from sparsight.features import FeatureIndex, FeatureIndexWriter, IndexConfig
 from sparsight.features.evidence import Evidence, of_directions, of_outputs, of_pairs
 from sparsight.lm import LanguageModel
 from sparsight.metrics import CrossMoments, SeedPartners, flat_tokens, seed_partners
 from sparsight.sae import SparseAutoencoder, SparseLatents, untrained_directions
+from sparsight.steering import NORM_TOKENS
 
 __all__ = ["build_index"]
 

@@ -3,8 +3,8 @@
 sparsight steer runs/demo --prompt "The weather today is" --feature 12:add:2p99 --feature 7:ablate
 sparsight steer runs/demo --prompt "The weather today is" --feature 12:add:1p99 --sweep 1,2,4,8
 
-steer_text    one prompt in every arm: plain, steered, random, prompt (see features/steering.py)
-sweep_text    one edit at several strengths (see features/sweeping.py)
+steer_text    one prompt in every arm: plain, steered, random, prompt (see steering/arms.py)
+sweep_text    one edit at several strengths (see steering/sweeping.py)
 steer_run     either, for prompts and a run directory, as a terminal or another program reads it
 """
 
@@ -15,9 +15,12 @@ from typing import Any
 
 from sparsight.artifact import RunDir
 from sparsight.errors import SteeringError
-from sparsight.features import (
+from sparsight.features import FeatureIndex
+from sparsight.lm import LanguageModel
+from sparsight.recipe import TrainedSAEs, load_recipe
+from sparsight.sae import LatentEdit, SparseAutoencoder
+from sparsight.steering import (
     EditRequest,
-    FeatureIndex,
     SteerConfig,
     Steered,
     Sweep,
@@ -28,9 +31,6 @@ from sparsight.features import (
     steer,
     sweep,
 )
-from sparsight.lm import LanguageModel
-from sparsight.recipe import TrainedSAEs, load_recipe
-from sparsight.sae import LatentEdit, SparseAutoencoder
 
 __all__ = ["steer_run", "steer_text", "sweep_text"]
 

@@ -9,10 +9,11 @@ from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from sparsight.features import EditRequest, SteerConfig, read_text, steer, sweep_points
+from sparsight.features import read_text
 from sparsight.lm import LanguageModel
 from sparsight.recipe import Recipe, TrainedSAEs
 from sparsight.sae import SparseAutoencoder
+from sparsight.steering import EditRequest, SteerConfig, steer, sweep_points
 from sparsight.web.dictionary import Dictionary, Opened
 from sparsight.web.feature import check_latent, latents_json
 from sparsight.web.replies import Refusal, number, numbers

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from starlette.responses import Response, StreamingResponse
 
 from sparsight.errors import SparsightError
-from sparsight.features import EditRequest, SteerConfig
+from sparsight.steering import EditRequest, SteerConfig
 from sparsight.web.dictionary import Dictionary
 from sparsight.web.live import LiveModel, steer_lines, sweep_lines, text_json
 from sparsight.web.read_routes import Chosen

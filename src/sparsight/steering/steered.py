@@ -1,6 +1,6 @@
 """What steering gave, put together: each arm's text with its numbers, as a person or another program reads them.
 
-nll, kl        means over the arm's tokens, nats (see steering.py)
+nll, kl        means over the arm's tokens, nats (see arms.py)
 repetition     share of the arm's 3-grams that came before in it
 promoted       generated tokens that are among those which the edited latents promote
 """
@@ -13,13 +13,13 @@ from typing import Any
 import numpy as np
 
 from sparsight.features.index import FeatureIndex
-from sparsight.features.steering import SteerEvent, Steering
-from sparsight.features.strength import EditRequest, mean_norm
-from sparsight.features.sweeping import Sweep, continuation, repetition_of
 from sparsight.features.tokens import printable, readable_tokens
 from sparsight.lm import LanguageModel
 from sparsight.metrics import document_bootstrap
 from sparsight.sae import LatentEdit, SparseAutoencoder
+from sparsight.steering.arms import SteerEvent, Steering
+from sparsight.steering.strength import EditRequest, mean_norm
+from sparsight.steering.sweeping import Sweep, continuation, repetition_of
 
 __all__ = ["Arm", "Steered", "describe_edit", "show_summary", "show_sweep"]
 

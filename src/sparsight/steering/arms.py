@@ -23,16 +23,16 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from sparsight.errors import SteeringError
-from sparsight.features.editing import LatentEditor
-from sparsight.features.effect import PredictedTokens
 from sparsight.features.index import FeatureIndex
-from sparsight.features.instruction import instruct, prompt_ids, steering_instruction
 from sparsight.features.live import check_sae_fits
-from sparsight.features.matched import matched_edits
 from sparsight.features.tokens import readable_tokens
 from sparsight.lm import Decoding, LanguageModel, Piece, Sampler, make_batches
 from sparsight.metrics import token_cross_entropy, token_kl
 from sparsight.sae import LatentEdit, SparseAutoencoder
+from sparsight.steering.editing import LatentEditor
+from sparsight.steering.effect import PredictedTokens
+from sparsight.steering.instruction import instruct, prompt_ids, steering_instruction
+from sparsight.steering.matched import matched_edits
 
 __all__ = ["ARMS", "CONTROLS", "SCOPES", "SteerConfig", "SteerEvent", "Steering", "active_latents", "editable", "steer"]
 

@@ -8,9 +8,14 @@ import pytest
 import torch
 
 from sparsight.errors import SAEError, SteeringError, TextError
-from sparsight.features import (
+from sparsight.features import FeatureIndex
+from sparsight.index import build_index
+from sparsight.lm import LanguageModel
+from sparsight.lm.hooks import hooked
+from sparsight.sae import LatentEdit, SparseAutoencoder, edit_change
+from sparsight.steer import steer_text
+from sparsight.steering import (
     EditRequest,
-    FeatureIndex,
     LatentEditor,
     PredictedTokens,
     SteerConfig,
@@ -25,12 +30,7 @@ from sparsight.features import (
     sweep,
     sweep_points,
 )
-from sparsight.features.sweeping import NLL_MARGIN, SweepPoint, _summary
-from sparsight.index import build_index
-from sparsight.lm import LanguageModel
-from sparsight.lm.hooks import hooked
-from sparsight.sae import LatentEdit, SparseAutoencoder, edit_change
-from sparsight.steer import steer_text
+from sparsight.steering.sweeping import NLL_MARGIN, SweepPoint, _summary
 from test_evaluate import HOOK, INPUT, SPECIAL, WIDTH, capture, relu_sae, tiny_model, tiny_pieces, write_store
 from test_lm_generate import hooks_of
 

@@ -19,16 +19,16 @@ import torch
 from torch import Tensor
 
 from sparsight.errors import SteeringError
-from sparsight.features.editing import LatentEditor
-from sparsight.features.effect import PredictedTokens
 from sparsight.features.index import FeatureIndex
-from sparsight.features.instruction import prompt_ids
-from sparsight.features.matched import matched_edits
-from sparsight.features.steering import SteerConfig, SteerEvent, active_latents, editable, steer
-from sparsight.features.strength import EditRequest
 from sparsight.features.tokens import printable
 from sparsight.lm import LanguageModel, Piece, make_batches
 from sparsight.sae import LatentEdit, SparseAutoencoder
+from sparsight.steering.arms import SteerConfig, SteerEvent, active_latents, editable, steer
+from sparsight.steering.editing import LatentEditor
+from sparsight.steering.effect import PredictedTokens
+from sparsight.steering.instruction import prompt_ids
+from sparsight.steering.matched import matched_edits
+from sparsight.steering.strength import EditRequest
 
 __all__ = ["NLL_MARGIN", "REPETITION", "Sweep", "SweepPoint", "continuation", "repetition_of", "sweep", "sweep_points"]
 

@@ -11,11 +11,11 @@ from jaxtyping import Int
 from torch import Tensor
 
 from sparsight.errors import SteeringError, TextError
-from sparsight.features.effect import weakens
 from sparsight.features.index import FeatureIndex
 from sparsight.features.tokens import readable_tokens
 from sparsight.lm import LanguageModel
 from sparsight.sae import LatentEdit
+from sparsight.steering.effect import weakens
 
 __all__ = ["instruct", "prompt_ids", "steering_instruction"]
 
