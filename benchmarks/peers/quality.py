@@ -68,6 +68,8 @@ def main() -> None:
     options = parser.parse_args()
     file = RECORDS / "quality.json"
     record = json.loads(file.read_text()) if file.exists() else {}
+    for tool in TOOLS[1:]:
+        install(tool)
     about = {"commit": commit(), "versions": {tool: versions(tool) for tool in TOOLS}, "hardware": hardware()}
     if "peers" in options.parts:
         record["peers"] = about | {"sizes": vars(Sizes()), "saes": list(peers())}
@@ -83,8 +85,6 @@ def main() -> None:
 def peers() -> Iterator[Row]:
     """Every tool's SAEs and ours before training, measured."""
     sizes = Sizes()
-    for tool in TOOLS[1:]:
-        install(tool)
     files = prepared(ROOT / "build" / "bench" / "inputs", sizes)
     rates = best_rate(json.loads((RECORDS / "peers.json").read_text())["runs"])
     saes: dict[tuple[str, str, int], SparseAutoencoder] = {}
