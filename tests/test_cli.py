@@ -177,6 +177,7 @@ def test_controls_learn_from_the_same_pass_and_the_same_batches(
     """Each is what it would be alone on the run's batches, and the run has one training step in its manifest."""
     import torch
 
+    from sparsight.activations import StoreSource
     from sparsight.artifact import RunDir
     from sparsight.sae import SparseAutoencoder
     from sparsight.study import Study
@@ -185,7 +186,8 @@ def test_controls_learn_from_the_same_pass_and_the_same_batches(
     run = finished_run[1]
     study = Study.reopen(RunDir.open(run))
     for control in study.recipe.trained[len(study.recipe.sae) :]:
-        (alone,) = train_saes(study._source([control]), [control], tmp_path / control.id, train=study.recipe.train)
+        source = StoreSource(study.store, (control.hook_point,), study.recipe.train.epochs, study.recipe.seed)
+        (alone,) = train_saes(source, [control], tmp_path / control.id, train=study.recipe.train)
         beside = SparseAutoencoder.load(run / "saes" / control.id)
         assert all(torch.equal(tensor, beside.state_dict()[name]) for name, tensor in alone.state_dict().items())
         assert read_jsonl(run / "saes" / control.id / "training.jsonl")[-1]["step"] == 160

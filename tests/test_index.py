@@ -20,11 +20,11 @@ from sparsight.features import (
     quantile_contexts,
     random_contexts,
     readable_tokens,
+    show_latent,
     top_contexts,
 )
 from sparsight.index import build_index
 from sparsight.lm import LanguageModel, Piece
-from sparsight.show import show_latent
 from test_evaluate import identity_sae, make_window, relu_sae, tiny_model, write_store
 
 HOOK, WIDTH = "layers.1", 16

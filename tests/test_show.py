@@ -6,10 +6,9 @@ import pytest
 import torch
 
 from sparsight.errors import RunError, SAEError, TextError
-from sparsight.features import FeatureIndex, read_text, read_texts
+from sparsight.features import FeatureIndex, read_text, read_texts, show_latent, show_overview, show_text
 from sparsight.index import build_index
 from sparsight.lm import LanguageModel, Piece, make_batches
-from sparsight.show import show_latent, show_overview, show_text
 from test_evaluate import identity_sae, relu_sae, tiny_model
 from test_index import DOCUMENTS, HOOK, WIDTH, one_hot_store
 

@@ -49,9 +49,9 @@ _HOMES = {
     "read_text": "sparsight.features",
     "serve_runs": "sparsight.serve",
     "run_study": "sparsight.study",
-    "show_latent": "sparsight.show",
-    "show_overview": "sparsight.show",
-    "show_text": "sparsight.show",
+    "show_latent": "sparsight.features",
+    "show_overview": "sparsight.features",
+    "show_text": "sparsight.features",
     "steer_text": "sparsight.steer",
     "sweep_text": "sparsight.steer",
     "train_sae": "sparsight.train",
@@ -67,7 +67,7 @@ if TYPE_CHECKING:
     from sparsight.errors import SparsightError
     from sparsight.evaluate import evaluate_sae
     from sparsight.explain import explain_index, explain_run, falsify_label
-    from sparsight.features import FeatureIndex, IndexConfig, Notes, read_text
+    from sparsight.features import FeatureIndex, IndexConfig, Notes, read_text, show_latent, show_overview, show_text
     from sparsight.index import build_index
     from sparsight.labels import EndpointConfig, ExplainConfig
     from sparsight.lm import LanguageModel, ModelConfig, TextConfig
@@ -79,7 +79,6 @@ if TYPE_CHECKING:
     from sparsight.recipe import Recipe, TrainConfig, load_recipe
     from sparsight.sae import LatentEdit, SAEConfig, SparseAutoencoder
     from sparsight.serve import serve_runs
-    from sparsight.show import show_latent, show_overview, show_text
     from sparsight.steer import steer_text, sweep_text
     from sparsight.steering import SteerConfig
     from sparsight.study import run_study

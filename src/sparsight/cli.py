@@ -172,22 +172,18 @@ class Show:
     """Numbers such as 1,2,3, for --html."""
 
     def __call__(self, stop: StopFlag) -> None:
-        from sparsight.study import Study
+        from sparsight.show import export_run, show_run
 
-        if self.html is not None:
-            parts = [part for part in self.latents.split(",") if part]
-            if not all(part.strip().isdigit() for part in parts) or bool(parts) == bool(self.list):
-                raise SparsightError("--html takes either --list NAME or --latents with numbers such as 1,2,3.")
-            study, numbers = Study.reopen(RunDir.open(self.run)), [int(part) for part in parts]
-            study.export_html(self.sae, self.html, latents=numbers, list_name=self.list)
-            print(self.html)
+        run = RunDir.open(self.run)
+        if self.html is None:
+            texts = [*self.text, *_lines(self.texts)]
+            print(show_run(run, self.sae, latent=self.latent, texts=texts, color=sys.stdout.isatty()))
             return
-        texts = [*self.text, *_lines(self.texts)]
-        print(
-            Study.reopen(RunDir.open(self.run)).show(
-                self.sae, latent=self.latent, texts=texts, color=sys.stdout.isatty()
-            )
-        )
+        parts = [part for part in self.latents.split(",") if part]
+        if not all(part.strip().isdigit() for part in parts) or bool(parts) == bool(self.list):
+            raise SparsightError("--html takes either --list NAME or --latents with numbers such as 1,2,3.")
+        export_run(run, self.html, self.sae, latents=[int(part) for part in parts], list_name=self.list)
+        print(self.html)
 
 
 @dataclass(frozen=True)

@@ -5,23 +5,18 @@ that one alone. A recipe whose other values changed under a run is refused, key 
 """
 
 import gc
-import json
 import logging
 import re
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, replace
 from functools import cached_property
 from pathlib import Path
 
 import torch
 
 from sparsight.activations import (
-    ActivationBatch,
     ActivationStore,
-    ActivationStream,
-    StoreSource,
     check_description,
     missing_shards,
     unfinished_parts,
@@ -31,20 +26,26 @@ from sparsight.collect import asked_for, collect_activations
 from sparsight.errors import StoreError
 from sparsight.evaluate import evaluate_sae
 from sparsight.explain import choose_latents, explain_index
-from sparsight.features import FeatureIndex, Notes
+from sparsight.features import FeatureIndex, Notes, show_overview
 from sparsight.index import build_index
 from sparsight.labels import MODEL_FREE, ExplainReport
 from sparsight.lm import LanguageModel, builtin_sets, choose_device, folder_sets, resolve_checkpoint, sets_fingerprint
 from sparsight.metrics import ProbingConfig, ProbingReport
 from sparsight.plan import check_fits
 from sparsight.probe import probe_saes
-from sparsight.recipe import Recipe, TrainedSAEs, check_same_study, dump_recipe, load_recipe
+from sparsight.recipe import (
+    Recipe,
+    TrainedSAEs,
+    baseline_batches,
+    check_same_study,
+    dump_recipe,
+    load_recipe,
+    training_metadata,
+    training_source,
+)
 from sparsight.report import write_report
-from sparsight.sae import Checkpoints, SAEConfig, load_stream_state
-from sparsight.show import show_latent, show_overview, show_text
+from sparsight.sae import Checkpoints, SAEConfig
 from sparsight.train import train_saes
-from sparsight.web.export import features_html
-from sparsight.web.words import Words
 
 __all__ = ["Study", "run_study"]
 
@@ -77,47 +78,6 @@ class Study:
         """The study that `run` was begun with."""
         return cls(load_recipe(run.recipe), run)
 
-    def show(
-        self, sae_id: str | None, *, latent: int | None = None, texts: Sequence[str] = (), color: bool = False
-    ) -> str:
-        """What a person looks at: an overview of one SAE's features, one latent, or what texts make fire."""
-        sae = self.saes.chosen(sae_id)[0]
-        index = FeatureIndex.open(self.run.features(sae.id))
-        if texts:
-            names = [sae.hook_point, *filter(None, [sae.target_hook_point])]
-            model = LanguageModel.load(self.recipe.model, hook_points=names)
-            return show_text(
-                self.saes.load(sae, self._device()),
-                model,
-                texts,
-                hook_point=sae.hook_point,
-                target_hook_point=sae.target_hook_point,
-                index=index,
-                color=color,
-            )
-        tokenizer = resolve_checkpoint(self.recipe.model).tokenizer()
-        if latent is not None:
-            notes = Notes.open(self.run.notes(sae.id))
-            return show_latent(
-                index, tokenizer, latent, labels=notes.labels(latent), note=notes.note(latent), color=color
-            )
-        return show_overview(index, tokenizer, color=color)
-
-    def export_html(self, sae_id: str | None, out: Path, *, latents: Sequence[int] = (), list_name: str = "") -> None:
-        """Writes chosen features, or a list of them, as one HTML file that opens offline."""
-        sae = self.saes.chosen(sae_id)[0]
-        index = FeatureIndex.open(self.run.features(sae.id))
-        notes = Notes.open(self.run.notes(sae.id), index.n_latents)
-        page = features_html(
-            index,
-            Words(lambda: resolve_checkpoint(self.recipe.model).tokenizer()),
-            notes.latents_of(list_name) if list_name else latents,
-            title=list_name or f"{self.recipe.name}: {sae.id}",
-            labels=notes.best_labels(),
-            notes=notes.notes(),
-        )
-        write_atomic(out, page.encode(errors="replace"))
-
     def probe(
         self, sae_id: str | None, *, full: bool, folder: Path | None, config: ProbingConfig
     ) -> list[tuple[Path, ProbingReport]]:
@@ -127,7 +87,7 @@ class Study:
         which = "full" if full else "" if folder is None else "sets-" + re.sub(r"[^\w.-]+", "_", folder.resolve().name)
         chosen = self.saes.chosen(sae_id)
         paths = {sae.id: self.run.probing(sae.id, which) for sae in chosen}
-        todo = [sae for sae in chosen if not _is_probed(paths[sae.id], config, measured_on)]
+        todo = [sae for sae in chosen if not ProbingReport.is_at(paths[sae.id], config, measured_on)]
         if todo:
             hook_points = {sae.id: sae.hook_point for sae in todo}
             with self._step(f"probe {' '.join(hook_points)}", done=False):
@@ -197,11 +157,13 @@ class Study:
             if needed:
                 with nullcontext() if stop is None else stop.save_first():
                     train_saes(
-                        self._source(todo),
+                        training_source(
+                            self.recipe, todo, store=lambda: self.store, model=lambda: self.reader, saved=self.run.saes
+                        ),
                         todo,
                         self.run.saes,
                         train=self.recipe.train,
-                        metadata=self._sae_metadata(),
+                        metadata=training_metadata(self.recipe, self.store),
                         device=self._device(),
                         stop=stop,
                         name=self.recipe.name,
@@ -223,7 +185,7 @@ class Study:
                     config=self.recipe.evaluate,
                     hook_point=sae.hook_point,
                     target_hook_point=sae.target_hook_point,
-                    fit_batches=self._fit_batches(sae),
+                    fit_batches=baseline_batches(self.recipe, sae, self.whole_model),
                 )
                 report.save(self.run.evaluation(sae.id))
 
@@ -321,48 +283,6 @@ class Study:
             self.whole_model.device if "whole_model" in self.__dict__ else choose_device(self.recipe.model.device)
         )
 
-    def _source(self, saes: list[SAEConfig]) -> StoreSource | ActivationStream:
-        """Where the training batches come from."""
-        recipe = self.recipe
-        if recipe.activations.mode == "store":
-            names = dict.fromkeys(name for sae in saes for name in (sae.hook_point, sae.target_hook_point) if name)
-            return StoreSource(self.store, tuple(names), recipe.train.epochs, recipe.seed)
-        state = load_stream_state(self.run.saes)
-        return ActivationStream(self.reader, recipe.text, recipe.activations, seed=recipe.seed, state=state)
-
-    def _fit_batches(self, sae: SAEConfig) -> Iterator[ActivationBatch] | None:
-        """Training rows for the baselines where the store keeps none: captured anew, in a ring no larger than they need."""
-        if self.recipe.activations.mode == "store":
-            return None
-        n_tokens = min(self.recipe.evaluate.pca_fit_tokens, self.recipe.activations.n_tokens)
-        capture = replace(
-            self.recipe.activations,
-            hook_points=(sae.hook_point, *filter(None, [sae.target_hook_point])),
-            n_tokens=n_tokens,
-            window_tokens=min(n_tokens, self.recipe.activations.window_tokens),
-            allow_short=True,
-        )
-        stream = ActivationStream(self.whole_model, self.recipe.text, capture, seed=self.recipe.seed)
-        return stream.batches(min(n_tokens, self.recipe.evaluate.batch_tokens))
-
-    def _sae_metadata(self) -> dict[str, object]:
-        """What the SAE was trained on, in the words that other tools look for."""
-        text, store = self.recipe.text, self.store
-        return {
-            "model_name": self.recipe.model.id,
-            "model_provenance": store.model,
-            "dataset_path": text.dataset or text.builtin or " ".join(text.files),
-            "text_provenance": store.text,
-            "context_size": text.context_tokens,
-            "prepend_bos": text.bos == "always" or (text.bos == "auto" and self._adds_bos()),
-            "n_training_tokens": self.recipe.activations.n_tokens * self.recipe.train.epochs,
-        }
-
-    def _adds_bos(self) -> bool:
-        """Whether the tokenizer, left to itself, puts a beginning-of-sequence token before a text."""
-        tokenizer = resolve_checkpoint(self.recipe.model).tokenizer()
-        return tokenizer.bos_token_id is not None and tokenizer("a")["input_ids"][:1] == [tokenizer.bos_token_id]
-
     @contextmanager
     def _step(self, name: str, *, done: bool) -> Iterator[bool]:
         """Times a step into the manifest, whichever way it ends; yields whether there is anything to do."""
@@ -377,12 +297,3 @@ class Study:
             self.manifest.step_stopped(name, time.monotonic() - started)
             raise
         self.manifest.step_finished(name, time.monotonic() - started)
-
-
-def _is_probed(path: Path, config: ProbingConfig, measured_on: dict[str, object]) -> bool:
-    """Whether a probing of the same sets with the same settings is there."""
-    if not path.exists():
-        return False
-    there = ProbingReport.load(path)
-    asked = json.loads(json.dumps({"config": asdict(config), "measured_on": measured_on}))
-    return there.config == asked["config"] and there.measured_on == asked["measured_on"]

@@ -9,6 +9,7 @@ from sparsight.features.live import LiveText, check_sae_fits, read_text, read_te
 from sparsight.features.logits import logit_weights
 from sparsight.features.neuronpedia import PASSAGES_PER_LATENT, neuronpedia_batches
 from sparsight.features.notes import Notes
+from sparsight.features.shown import show_latent, show_overview, show_text
 from sparsight.features.table import feature_table, write_feature_table
 from sparsight.features.tokens import printable, readable_tokens
 from sparsight.features.writer import FeatureIndexWriter, Grouped
@@ -44,6 +45,9 @@ __all__ = [
     "read_text",
     "read_texts",
     "readable_tokens",
+    "show_latent",
+    "show_overview",
+    "show_text",
     "top_contexts",
     "write_feature_table",
 ]

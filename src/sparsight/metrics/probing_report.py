@@ -19,6 +19,7 @@ A difference is the SAE minus the control on the same sets, resampled in pairs; 
 when its interval excludes zero and it exceeds the second seed's distance from the SAE (where one was measured); otherwise it is a tie.
 """
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -29,7 +30,7 @@ import numpy as np
 from sparsight.artifact import read_json, write_json
 from sparsight.errors import MetricError, RunError
 from sparsight.metrics.intervals import document_bootstrap, outcome_of
-from sparsight.metrics.probing import ProbeScore
+from sparsight.metrics.probing import ProbeScore, ProbingConfig
 
 __all__ = ["ALL_UNITS", "PROBE_METRICS", "ProbeDifference", "ProbingReport", "SetMean", "SetScores", "SkippedSet"]
 
@@ -175,6 +176,15 @@ class ProbingReport:
     def save(self, path: str | Path) -> None:
         """Write probing.json, atomically."""
         write_json(Path(path), self.to_json())
+
+    @classmethod
+    def is_at(cls, path: Path, config: ProbingConfig, measured_on: Mapping[str, Any]) -> bool:
+        """Whether a report of the same sets with the same settings is there."""
+        if not path.exists():
+            return False
+        there = cls.load(path)
+        asked = json.loads(json.dumps({"config": asdict(config), "measured_on": measured_on}))
+        return there.config == asked["config"] and there.measured_on == asked["measured_on"]
 
     @classmethod
     def load(cls, path: str | Path) -> "ProbingReport":

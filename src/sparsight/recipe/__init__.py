@@ -2,6 +2,7 @@
 
 from sparsight.recipe.changes import changed_keys, check_same_study
 from sparsight.recipe.schema import SCHEMA_VERSION, Recipe, TrainConfig
+from sparsight.recipe.sources import baseline_batches, training_metadata, training_source
 from sparsight.recipe.toml import dump_recipe, load_recipe, parse_recipe
 from sparsight.recipe.trained import TrainedSAEs
 
@@ -10,9 +11,12 @@ __all__ = [
     "Recipe",
     "TrainConfig",
     "TrainedSAEs",
+    "baseline_batches",
     "changed_keys",
     "check_same_study",
     "dump_recipe",
     "load_recipe",
     "parse_recipe",
+    "training_metadata",
+    "training_source",
 ]
