@@ -7,7 +7,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 TORCH ?= torch==2.13.0
 
 .PHONY: demo test lint install web web-check bench bench-growth bench-optimisers bench-quality bench-dictionaries bench-index bench-explorer bench-steering
-.PHONY: reference-job check-peers clean
+.PHONY: reference-job check-peers walk clean
 
 demo: $(VENV)/.installed
 	$(BIN)/sparsight run recipes/demo.toml
@@ -60,6 +60,10 @@ bench-index: demo
 # How long the explorer's page waits for each answer at 131,072 latents; ten minutes.
 bench-explorer: $(VENV)/.installed
 	$(BIN)/python benchmarks/explorer.py $(BENCH)
+
+# Every view of the explorer once, in a real browser on the demo's run, with screenshots in build/walk; needs Chromium.
+walk: demo
+	$(BIN)/python benchmarks/walk.py
 
 # The founding job's speed, on a CUDA GPU: torch from its CUDA index first (TORCH), and the kernels of Qwen3.5's linear attention.
 reference-job: $(VENV)/.installed

@@ -7,6 +7,8 @@ anything fails its test, whatever else the test looks at.
 import re
 import shutil
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -200,7 +202,20 @@ def test_labels_and_notes_are_kept(open_page, run):
     expect(page.locator(".label-box .title")).not_to_have_text("a label by hand")
 
 
-def test_a_selection_becomes_a_list(open_page, run):
+def test_a_note_is_written_while_a_command_writes_another(open_page, run):
+    page = open_page(f"{HERE}/feature/12")
+    page.get_by_label("Notes").fill("from the ")
+    command = [sys.executable, "-m", "sparsight.cli", "notes", str(run), "13", "--note", "by command"]
+    writing = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    page.get_by_label("Notes").press_sequentially("page", delay=50)
+    assert writing.wait(60) == 0
+    page.goto(f"{HERE}/feature/13")
+    expect(page.get_by_label("Notes")).to_have_value("by command")
+    page.goto(f"{HERE}/feature/12")
+    expect(page.get_by_label("Notes")).to_have_value("from the page")
+
+
+def test_a_selection_becomes_a_list_that_opens_offline(open_page, run, tmp_path):
     page = open_page(f"{HERE}/features?sort=latent&order=asc")
     page.get_by_label("Select latent 3", exact=True).check()
     page.get_by_label("Select latent 4", exact=True).check()
@@ -215,7 +230,12 @@ def test_a_selection_becomes_a_list(open_page, run):
     page.go_back()
     with page.expect_download() as download:
         page.get_by_role("link", name="Export page").click()
-    assert "<html" in Path(download.value.path()).read_text().lower()
+    offline = page.context.browser.new_context(offline=True).new_page()
+    download.value.save_as(tmp_path / "list.html")
+    offline.goto((tmp_path / "list.html").as_uri())
+    expect(offline.get_by_text("a strange? name & more").first).to_be_visible()
+    expect(offline.get_by_text(re.compile("^Latent 4"))).to_be_visible()
+    offline.context.close()
     page.get_by_role("button", name="Delete").click()
     page.get_by_role("dialog").get_by_role("button", name="Delete").click()
     expect(page.get_by_text("None yet.")).to_be_visible()

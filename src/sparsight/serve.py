@@ -62,6 +62,7 @@ def serve_runs(
             try:
                 while not server.started and not server.should_exit:
                     time.sleep(0.01)
+                explorer.prepare()
                 on_start(url)
                 if config.browser:
                     webbrowser.open(url)

@@ -4,6 +4,7 @@ Runs are named by their folder; two of one name get numbers. A run whose SAEs ha
 """
 
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from sparsight.recipe import Recipe, load_recipe
 from sparsight.web.dictionary import Dictionary
 from sparsight.web.live import LiveModel
 from sparsight.web.replies import Refusal, finite
+from sparsight.web.table import TableQuery, matching, rows
 from sparsight.web.words import Words
 
 __all__ = ["Explorer"]
@@ -69,6 +71,12 @@ class Explorer:
             except Refusal as refusal:
                 unavailable.append({"key": dictionary.key, "error": refusal.error, "remedy": refusal.remedy})
         return {"version": self._version, "dictionaries": served, "unavailable": unavailable}
+
+    def prepare(self) -> None:
+        """Work out what the page opens with, the first dictionary's table, so that who follows the URL waits for nothing."""
+        with suppress(Refusal):
+            opened = next(iter(self.dictionaries.values())).open()
+            rows(opened, matching(opened, TableQuery())[:1])
 
     def warm_up(self) -> None:
         """Work out ahead what the first search and the first page would wait for."""
