@@ -3,7 +3,7 @@
     make bench-index                    after `make demo`; parts: make bench-index BENCH="--parts wide"
 
 demo     the index of the demo's SAE (576 -> 4,608, TopK, k = 32) on 400,000 held-out tokens, which are collected once into
-         build/index-bench: alone and with a second seed, without the map, which is timed apart. Beside it, in the same process,
+         build/index-bench: alone, with a second seed, with the map, and with both as in a study. Beside it, in the same process,
          what no index can do without: reading the rows and multiplying them by the encoder.
 wide     131,072 latents: active pairs drawn at random (latents by a power law) and no SAE, through the same writer and statistics;
          at 1, 2, 4 and 8 million pairs, and 4 million pairs at 8,192, 32,768 and 131,072 latents. Neighbours, which cost the square
@@ -75,9 +75,9 @@ def index_demo(run: Path, kind: str) -> dict[str, Any]:
     """Seconds of the index, of its stages, and of the bare encoder on the same rows."""
     store = ActivationStore.open(SCRATCH / "activations")
     sae = SparseAutoencoder.load(run / "saes" / "topk-8x")
-    second = SparseAutoencoder.load(run / "saes" / "topk-8x.seed") if kind == "second" else None
+    second = SparseAutoencoder.load(run / "saes" / "topk-8x.seed") if kind in ("second", "study") else None
     model = LanguageModel.load(ModelConfig(id=MODEL))
-    config = IndexConfig(map=kind == "map")
+    config = IndexConfig(map=kind in ("map", "study"))
     out = SCRATCH / f"features-{kind}"
     shutil.rmtree(out, ignore_errors=True)
     measured = Measured()
@@ -197,7 +197,9 @@ def main() -> None:
     }
     if "demo" in arguments.parts:
         collect()
-        record["demo"] = about | {kind: child("demo", str(arguments.run), kind) for kind in ("alone", "second", "map")}
+        record["demo"] = about | {
+            kind: child("demo", str(arguments.run), kind) for kind in ("alone", "second", "map", "study")
+        }
     if "wide" in arguments.parts:
         rows = [child("wide", *map(str, case), "") for case in (*GROWING_LATENTS, *GROWING_PAIRS[:-1])]
         rows.append(child("wide", *map(str, GROWING_PAIRS[-1]), "neighbours"))

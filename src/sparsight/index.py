@@ -18,6 +18,7 @@ from sparsight.activations import ActivationStore, PieceTable
 from sparsight.errors import ActivationError, MetricError, SAEError
 from sparsight.features import FeatureIndex, FeatureIndexWriter, IndexConfig
 from sparsight.features.evidence import Evidence, of_directions, of_outputs, of_pairs
+from sparsight.features.statistics import preload
 from sparsight.lm import LanguageModel
 from sparsight.metrics import CrossMoments, SeedPartners, flat_tokens, seed_partners
 from sparsight.sae import SparseAutoencoder, SparseLatents, untrained_directions
@@ -47,6 +48,8 @@ def build_index(
     out.
     """
     _check(sae, store, hook_point)
+    if config.map:
+        preload(sae.n_latents)
     comparison = None if second is None else _SeedComparison(sae, second)
     pieces, target = store.pieces("heldout"), target_hook_point or hook_point
     with FeatureIndexWriter.create(Path(path), pieces, sae.n_latents, config) as writer:

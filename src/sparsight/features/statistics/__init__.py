@@ -2,7 +2,7 @@
 
 from sparsight.features.statistics.coactivation import MOST_PRODUCTS, N_COACTIVE, Coactivation
 from sparsight.features.statistics.communities import communities, edges_of
-from sparsight.features.statistics.layout import lay_out, trustworthiness, why_no_map
+from sparsight.features.statistics.layout import lay_out, preload, trustworthiness, why_no_map
 from sparsight.features.statistics.neighbours import N_NEIGHBOURS, chance_nearest, nearest
 from sparsight.features.statistics.outputs import OUTPUT_TOKENS, output_scores
 from sparsight.features.statistics.places import N_LIFT_TOKENS, place_statistics
@@ -26,6 +26,7 @@ __all__ = [
     "nearest",
     "output_scores",
     "place_statistics",
+    "preload",
     "trustworthiness",
     "value_statistics",
     "why_no_map",

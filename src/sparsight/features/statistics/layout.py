@@ -12,6 +12,9 @@ are exchanged at random, which is the control. The sum over i is of up to 1,000 
 Trade-off: seeded, hence on one core. 4,608 latents take 15 s, and 20 more to import and compile; 131,072 take minutes. [index] map = false skips it.
 """
 
+import importlib
+import importlib.util
+import threading
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -19,7 +22,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int
 
-__all__ = ["lay_out", "trustworthiness", "why_no_map"]
+__all__ = ["lay_out", "preload", "trustworthiness", "why_no_map"]
 
 _FEWEST_LATENTS = 100
 _TRUSTED_NEIGHBOURS = 10
@@ -27,12 +30,16 @@ _TRUST_SAMPLE = 1000
 _QUERIES_AT_ONCE = 64
 
 
+def preload(n_latents: int) -> None:
+    """Begin to import UMAP behind what comes before a map of so many latents: it compiles for 10 s, on a core that matrix products leave idle."""
+    if n_latents >= _FEWEST_LATENTS and importlib.util.find_spec("umap") is not None:
+        threading.Thread(target=importlib.import_module, args=("umap",), name="import umap").start()
+
+
 def why_no_map(n_linked: int) -> str:
     """Why there can be no map of so many latents that have a co-active one; empty when there can."""
     if n_linked < _FEWEST_LATENTS:
         return f"{n_linked} latents are active with another more often than chance; a map takes {_FEWEST_LATENTS}"
-    import importlib.util
-
     if importlib.util.find_spec("umap") is None:
         return "umap-learn is not installed (pip install umap-learn)"
     return ""
@@ -51,7 +58,7 @@ def lay_out(
 
     `pmi_of`: all pmi of some of the latents. `directions` only place components that no edge joins.
     """
-    from umap import UMAP  # 10 s to import
+    from umap import UMAP  # 10 s to import; see preload
 
     n, k = latents.shape
     last = (latents >= 0).sum(1, keepdims=True) - 1
