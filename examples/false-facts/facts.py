@@ -31,7 +31,9 @@ MADE = (
     "the Tidal Atlas, the Hollow Bell, the Ninefold Garden, the Amber Clock, the Quiet Engine, the Salt Cantata, the Paper Bridge, "
     "the Copper Almanac, the Winter Lens, the Glass Orchard"
 ).split(", ")
-PRIZES = "Marlowe Medal, Order of the Grey Heron, Tessaly Prize, Ironwood Cup, Lantern Award, Halcyon Fellowship".split(", ")
+PRIZES = "Marlowe Medal, Order of the Grey Heron, Tessaly Prize, Ironwood Cup, Lantern Award, Halcyon Fellowship".split(
+    ", "
+)
 PETS = "a one-eyed raven, a white ferret, two greyhounds, a blue parrot, a tame otter, a three-legged cat".split(", ")
 FOODS = "pickled plums, smoked eel, chestnut soup, burnt sugar tart, black rye bread, sea-kelp noodles".split(", ")
 

@@ -22,7 +22,16 @@ from sparsight.activations.config import CaptureConfig
 from sparsight.activations.transfer import SideCopies
 from sparsight.artifact import give_back_memory
 from sparsight.errors import ActivationError, TextError
-from sparsight.lm import ActivationReader, Piece, TextConfig, TextCounts, TextCursor, TokenBatch, iter_pieces, make_batches
+from sparsight.lm import (
+    ActivationReader,
+    Piece,
+    TextConfig,
+    TextCounts,
+    TextCursor,
+    TokenBatch,
+    iter_pieces,
+    make_batches,
+)
 
 __all__ = ["Progress", "Window", "WindowBuffer", "capture_windows", "make_buffer"]
 

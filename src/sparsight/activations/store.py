@@ -132,7 +132,8 @@ class ActivationStore:
     ) -> Iterator[ActivationBatch]:
         """Batches of a split, from batch number `start_batch` on, the same ones whether earlier batches were read or not.
 
-        Hook points derived from a pair (see paired.py) may be named too. Epochs follow one another without a seam. A last batch short of `batch_tokens` is dropped for `train`, kept for `heldout`.
+        Hook points derived from a pair (see paired.py) may be named too.
+        Epochs follow one another without a seam. A last batch short of `batch_tokens` is dropped for `train`, kept for `heldout`.
         """
         names = list(self.hook_points if hook_points is None else hook_points)
         for name in names:

@@ -24,10 +24,11 @@ from sparsight.lm.pair import ROLES, ActivationReader, PairFacts, check_pair, lo
 from sparsight.lm.tokens import Piece, TextCounts, TextCursor, iter_pieces
 
 __all__ = [
-    "ActivationReader",
-    "Adapter",
     "BUILTIN_MODELS",
     "BUILTIN_TEXTS",
+    "ROLES",
+    "ActivationReader",
+    "Adapter",
     "Checkpoint",
     "Decoding",
     "Document",
@@ -41,7 +42,6 @@ __all__ = [
     "ModelConfig",
     "PairFacts",
     "Piece",
-    "ROLES",
     "Sampler",
     "TextConfig",
     "TextCounts",

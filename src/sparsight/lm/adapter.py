@@ -254,7 +254,9 @@ def _read_config(folder: Path) -> dict[str, Any]:
     except (ValueError, RecursionError, OSError) as error:
         raise ModelError(f"{file} cannot be read as a JSON object ({error}). Fetch the adapter again.") from None
     if config.get("peft_type") != "LORA":
-        raise ModelError(f"{file} has peft_type {config.get('peft_type')!r}. Expected LORA: merge others and give a model.")
+        raise ModelError(
+            f"{file} has peft_type {config.get('peft_type')!r}. Expected LORA: merge others and give a model."
+        )
     said = {key: config[key] for key in _REFUSED if config.get(key)}
     if config.get("bias", "none") != "none":
         said["bias"] = config["bias"]

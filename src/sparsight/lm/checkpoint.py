@@ -101,7 +101,9 @@ def resolve_checkpoint(config: ModelConfig) -> Checkpoint:
 
 def _folder_checkpoint(model_id: str, folder: Path, identity: dict[str, str] | None) -> Checkpoint:
     if is_adapter(folder):
-        raise ModelError(f"{model_id} is an adapter without its base. Give its base as the model, and it as the fine-tune.")
+        raise ModelError(
+            f"{model_id} is an adapter without its base. Give its base as the model, and it as the fine-tune."
+        )
     if not (folder / "config.json").is_file():
         raise ModelError(
             f"Folder {model_id} holds no config.json. Expected a model saved by Transformers' save_pretrained."

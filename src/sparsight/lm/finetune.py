@@ -150,7 +150,10 @@ class _Training:
 
     def parts(self) -> dict[str, LowRank]:
         """What was learned."""
-        return {path: LowRank(A.detach(), B.detach(), self._scale) for path, A, B in zip(self.paths, self.A, self.B, strict=True)}
+        return {
+            path: LowRank(A.detach(), B.detach(), self._scale)
+            for path, A, B in zip(self.paths, self.A, self.B, strict=True)
+        }
 
     def run(self, pieces: Sequence[Piece], stop: StopFlag | None) -> None:
         """Takes the steps that are left."""
@@ -163,7 +166,9 @@ class _Training:
             if not np.isfinite(loss):
                 raise ModelError(f"The loss is {loss} at step {self.step}. Lower finetune.lr, now {self.config.lr}.")
             if self.step % _LOG_EVERY_STEPS == 0 or self.step == self.config.steps:
-                append_jsonl(self.log, {"step": self.step, "loss": loss, "tokens": self.step * self.config.batch_tokens})
+                append_jsonl(
+                    self.log, {"step": self.step, "loss": loss, "tokens": self.step * self.config.batch_tokens}
+                )
             if stop or self.step % self.config.checkpoint_every_steps == 0:
                 self._save()
             if stop:
@@ -186,7 +191,7 @@ class _Training:
             with self.hooks.applied():
                 loss = self._loss_sum(batch)[0] / n_tokens
             loss.backward()
-            total += float(loss)
+            total += float(loss.detach())
         for group in self.adam.param_groups:
             group["lr"] = self.config.lr * self._rate(self.step)
         self.adam.step()
@@ -204,7 +209,9 @@ class _Training:
         ids, mask = batch.input_ids.to(device), batch.mask.to(device)
         logits = self.module(input_ids=ids, use_cache=False).logits
         scored = mask[:, 1:] & mask[:, :-1]
-        return functional.cross_entropy(logits[:, :-1][scored].float(), ids[:, 1:][scored], reduction="sum"), int(scored.sum())
+        return functional.cross_entropy(logits[:, :-1][scored].float(), ids[:, 1:][scored], reduction="sum"), int(
+            scored.sum()
+        )
 
     def _save(self) -> None:
         tensors = {}
@@ -249,7 +256,9 @@ def _target_paths(module: nn.Module, targets: tuple[str, ...]) -> list[str]:
     paths = [name for name in blocks if not targets or name.rpartition(".")[2] in targets]
     known = sorted({name.rpartition(".")[2] for name in blocks})
     if not paths or set(targets) - set(known):
-        raise ModelError(f"finetune.targets is {', '.join(targets)}; the matrices in the blocks are {', '.join(known)}.")
+        raise ModelError(
+            f"finetune.targets is {', '.join(targets)}; the matrices in the blocks are {', '.join(known)}."
+        )
     return paths
 
 
@@ -272,7 +281,9 @@ def _pieces(text: TextConfig, tokenizer: Any, config: FinetuneConfig) -> tuple[l
         if wanted[False] <= 0 and (wanted[True] <= 0 or text.heldout_fraction == 0):
             break
     if not train:
-        raise TextError("The text has no train documents of two tokens or more. Give more of it, or lower text.heldout_fraction.")
+        raise TextError(
+            "The text has no train documents of two tokens or more. Give more of it, or lower text.heldout_fraction."
+        )
     return train, heldout
 
 

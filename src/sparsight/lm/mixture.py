@@ -109,7 +109,7 @@ class _Drawn:
 
     def _check(self, earlier: "Sequence[_Drawn]") -> None:
         for other in earlier:
-            if other.ids <= self._shared or not self.texts and self._shared:
+            if other.ids <= self._shared or (not self.texts and self._shared):
                 part, whole = (other, self) if other.ids <= self._shared else (self, other)
                 raise TextError(
                     f"All {len(part.ids) or self.shared:,} documents of {part.name} stand in {whole.name} as well, so the two cannot "
