@@ -56,17 +56,14 @@ class CKASums:
 
     def estimate(self, *, n_resamples: int = 1000, seed: int = 0) -> Estimate:
         """CKA and its 95 % interval; None where a model's activations do not vary."""
-        table = np.array(self._batches).reshape(-1, 3)
-        draws = np.random.default_rng(seed).multinomial(
-            len(table), np.full(len(table), 1 / max(1, len(table))), n_resamples
-        )
-        ratios = _ratio(draws @ table)
-        ratios = ratios[np.isfinite(ratios)]
-        value = float(_ratio(table.sum(0, keepdims=True))[0])
-        known = np.isfinite(value)
-        low, high = map(float, np.percentile(ratios, (2.5, 97.5))) if known and len(table) > 1 else (None, None)
-        n = {"n_tokens": self._n_tokens, "n_documents": self._n_documents}
-        return Estimate(value=value if known else None, low=low, high=high, **n)
+        table, n = np.array(self._batches), len(self._batches)
+        value = float(_ratio(table.sum(0, keepdims=True))[0]) if n else np.nan
+        low = high = None
+        if n > 1 and np.isfinite(value):
+            ratios = _ratio(np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), n_resamples) @ table)
+            low, high = map(float, np.percentile(ratios[np.isfinite(ratios)], (2.5, 97.5)))
+        known = value if np.isfinite(value) else None
+        return Estimate(value=known, low=low, high=high, n_tokens=self._n_tokens, n_documents=self._n_documents)
 
 
 def _ratio(sums: np.ndarray) -> np.ndarray:
