@@ -125,7 +125,7 @@ def test_a_dictionary_without_error_reaches_the_ceiling(
     assert rows["top", 16].to_json()["closure"]["n_documents"] > 5
 
 
-def test_sets_take_their_own_latents_and_the_bias_alone(
+def test_sets_are_their_own_latents_without_the_bias(
     models: dict[str, LanguageModel], store: ActivationStore, splice: SpliceText
 ) -> None:
     code = perfect("difference")
@@ -136,7 +136,7 @@ def test_sets_take_their_own_latents_and_the_bias_alone(
         z = (torch.cat([torch.eye(D), -torch.eye(D)]) @ (h_tuned - h_base - 0.01).T).relu().T
         kept = torch.zeros(2 * D)
         kept[torch.from_numpy(top)] = 1
-        yield "top-4", h_base + 0.01 + (z * kept)[:, :D] - (z * kept)[:, D:]
+        yield "top-4", h_base + (z * kept)[:, :D] - (z * kept)[:, D:]
         yield "bias", h_base + 0.01
 
     sums = measure_closure(models["base"], models["tuned"], splice, patches, hook_point=POINT, forward_tokens=256)

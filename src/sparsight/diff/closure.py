@@ -1,6 +1,6 @@
 """Closure: how much of what a fine-tune changed in the predictions a set S of latents carries.
 
-    h_S        = h_base + bias + sum_{j in S} z_j d_j            d_j: what latent j adds to the difference of the two models
+    h_S        = h_base + sum_{j in S} z_j d_j                   d_j: what latent j adds to the difference of the two models
     closure(S) = 1 - sum KL(p_tuned | p_S) / sum KL(p_tuned | p_base)          p_S: the fine-tune's upper layers on h_S
 
     dictionary        z                        d_j                       bias
@@ -8,9 +8,9 @@
     crosscoder        of both, side by side    d_j tuned - d_j base      likewise
     tuned             of h_tuned               W_dec[j]                  0
 
-The fine-tune's upper layers do something by themselves, and a bias is no latent. So a curve always stands between `nothing` (h_base
-alone) and `ceiling` (the true difference), beside `bias`, `all` latents, the `error` alone (what the dictionary leaves out), and, for each
-size, random sets and the bottom of the ranking. Tokens that a store left out (special tokens, sinks) keep the base's activation, so
+The fine-tune's upper layers do something by themselves, and a bias is no latent: it would lift random sets as much as the top. So a
+curve always stands between `nothing` (h_base alone) and `ceiling` (the true difference), beside the `bias` alone, all `latents` without
+it, `all` with it, the `error` alone (what the dictionary leaves out), and, for each size, random sets and the bottom of the ranking. Tokens that a store left out (special tokens, sinks) keep the base's activation, so
 that nothing enters except through the set; the ceiling is therefore measured, and below 1. Ranking and scoring are to be on
 different documents: rank on the train split, score on the held-out one.
 """
@@ -110,7 +110,7 @@ class ClosureRow:
     """One set's closure."""
 
     name: str
-    """nothing, bias, mean, all, error, ceiling, or top, random, bottom."""
+    """nothing, bias, latents, all, error, ceiling; top, random, bottom; or what a dense bar is called."""
     n_latents: int | None
     """Size of the set; None where the row is no set."""
     closure: Estimate
@@ -252,16 +252,17 @@ def _latent_patches(code: DifferenceCode, sets: Mapping[str, np.ndarray], dense:
     def patches(h_base: Tensor, h_tuned: Tensor) -> Iterator[tuple[str, Tensor]]:
         device = h_base.device
         z = code.values(h_base, h_tuned)
-        constant = h_base + bias.to(device)
-        everything = constant + (z @ directions).to(device)
+        latents = h_base + (z @ directions).to(device)
+        everything = latents + bias.to(device)
         yield "nothing", h_base
-        yield "bias", constant
+        yield "bias", h_base + bias.to(device)
+        yield "latents", latents
         yield "all", everything
         yield "error", h_base + (h_tuned - everything)
         yield "ceiling", h_tuned
         for name, members in sets.items():
             index = torch.from_numpy(members).to(z.device)
-            yield name, constant + (z[:, index] @ directions[index]).to(device)
+            yield name, h_base + (z[:, index] @ directions[index]).to(device)
         if dense is not None:
             yield from dense(h_base, h_tuned)
 
