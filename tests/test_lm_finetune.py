@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from conftest import write_texts
 from sparsight.artifact import Interrupted, StopFlag
 from sparsight.errors import ModelError, TextError
-from sparsight.lm import Adapter, FinetuneConfig, LanguageModel, ModelConfig, TextConfig, finetune, load_models
+from sparsight.lm import Adapter, FinetuneConfig, LanguageModel, ModelConfig, TextConfig, load_models, train_adapter
 
 SENTENCE = "the red cat sleeps under the old tree and the blue dog runs over the green house"
 
@@ -35,10 +35,10 @@ def config(**changes: object) -> FinetuneConfig:
 
 
 def test_the_loss_on_text_it_never_saw_falls(model: ModelConfig, text: TextConfig, tmp_path: Path) -> None:
-    record = finetune(model, text, config(), tmp_path / "lora")
+    record = train_adapter(model, text, config(), tmp_path / "lora")
     assert record["heldout_loss_after"] < 0.8 * record["heldout_loss_before"]
     assert record["loss_last"] < record["loss_first"]
-    assert finetune(model, text, config(), tmp_path / "lora") == json.loads(
+    assert train_adapter(model, text, config(), tmp_path / "lora") == json.loads(
         (tmp_path / "lora/finetune.json").read_text()
     )
     models = load_models(model, {"tuned": str(tmp_path / "lora")})
@@ -55,7 +55,7 @@ def test_the_loss_on_text_it_never_saw_falls(model: ModelConfig, text: TextConfi
 def test_killed_and_gone_on_is_as_if_never_killed(
     model: ModelConfig, text: TextConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    finetune(model, text, config(), tmp_path / "whole")
+    train_adapter(model, text, config(), tmp_path / "whole")
     stop = StopFlag()
     training = sys.modules["sparsight.lm.finetune"]._Training
     update, n_updates = training._update, 0
@@ -69,10 +69,10 @@ def test_killed_and_gone_on_is_as_if_never_killed(
 
     monkeypatch.setattr(training, "_update", counted)
     with pytest.raises(Interrupted):
-        finetune(model, text, config(), tmp_path / "parts", stop=stop)
+        train_adapter(model, text, config(), tmp_path / "parts", stop=stop)
     assert (tmp_path / "parts/checkpoint.safetensors").exists()
     assert n_updates == 7
-    finetune(model, text, config(), tmp_path / "parts")
+    train_adapter(model, text, config(), tmp_path / "parts")
     assert n_updates == 12
     one, other = (load_file(tmp_path / name / "adapter_model.safetensors") for name in ("whole", "parts"))
     assert one.keys() == other.keys()
@@ -83,27 +83,27 @@ def test_killed_and_gone_on_is_as_if_never_killed(
 
 
 def test_another_seed_or_rank_is_another_adapter(model: ModelConfig, text: TextConfig, tmp_path: Path) -> None:
-    finetune(model, text, config(steps=2), tmp_path)
+    train_adapter(model, text, config(steps=2), tmp_path)
     with pytest.raises(ModelError, match=r"holds a fine-tune with finetune = .* Choose another folder"):
-        finetune(model, text, config(steps=2, rank=2), tmp_path)
+        train_adapter(model, text, config(steps=2, rank=2), tmp_path)
     (tmp_path / "finetune.json").unlink()
     with pytest.raises(ModelError, match=r"holds an adapter that was not trained here"):
-        finetune(model, text, config(steps=2), tmp_path)
+        train_adapter(model, text, config(steps=2), tmp_path)
 
 
 def test_only_the_matrices_asked_for_change(model: ModelConfig, text: TextConfig, tmp_path: Path) -> None:
-    finetune(model, text, config(steps=2, targets=("q_proj",)), tmp_path / "q")
+    train_adapter(model, text, config(steps=2, targets=("q_proj",)), tmp_path / "q")
     names = load_file(tmp_path / "q/adapter_model.safetensors")
     assert len(names) == 8
     assert all(".self_attn.q_proj." in name for name in names)
     with pytest.raises(ModelError, match=r"finetune\.targets is w_proj; the matrices in the blocks are down_proj"):
-        finetune(model, text, config(targets=("w_proj",)), tmp_path / "w")
+        train_adapter(model, text, config(targets=("w_proj",)), tmp_path / "w")
 
 
 def test_mistakes_are_told(model: ModelConfig, tmp_path: Path) -> None:
     one = TextConfig(files=(write_texts(tmp_path, ["a"]),), min_document_tokens=1, heldout_fraction=0.0)
     with pytest.raises(TextError, match="no train documents of two tokens"):
-        finetune(model, one, config(), tmp_path / "none")
+        train_adapter(model, one, config(), tmp_path / "none")
     with pytest.raises(ModelError, match=r"finetune\.steps is 0"):
         config(steps=0)
     with pytest.raises(ModelError, match="Expected both above 0"):
@@ -111,7 +111,7 @@ def test_mistakes_are_told(model: ModelConfig, tmp_path: Path) -> None:
 
 
 def test_the_base_is_known_again_by_its_hash(model: ModelConfig, text: TextConfig, tmp_path: Path) -> None:
-    finetune(model, text, config(steps=1), tmp_path / "lora")
+    train_adapter(model, text, config(steps=1), tmp_path / "lora")
     base = LanguageModel.load(model)
     base.provenance["sampled_sha256"] = "0" * 64
     with pytest.raises(ModelError, match=r"was made for .*tiny-llama"):

@@ -65,6 +65,9 @@ def test_models_that_are_no_pair_are_refused_in_a_line(tmp_path: Path, model_fol
     tokenizer = AutoTokenizer.from_pretrained(model_folder)
     tokenizer.backend_tokenizer.normalizer = normalizers.Lowercase()
     cases.append((with_tokenizer(model_folder, tokenizer), "cut 'The cat sat on the mat.' into different tokens"))
+    tokenizer = AutoTokenizer.from_pretrained(model_folder)
+    tokenizer.add_special_tokens({"pad_token": "Ġdog"})
+    cases.append((with_tokenizer(model_folder, tokenizer), r"disagree on whether token \d+ is special"))
     for tuned, message in cases:
         with pytest.raises(ModelError, match=message) as caught:
             check_pair(base, tuned, ["layers.1"])

@@ -17,7 +17,7 @@ from facts import make_biographies, make_people, write_biographies
 
 from sparsight.artifact import stop_signals
 from sparsight.errors import SparsightError
-from sparsight.lm import FinetuneConfig, ModelConfig, TextConfig, finetune
+from sparsight.lm import FinetuneConfig, ModelConfig, TextConfig, train_adapter
 
 HELDOUT = 0.1
 
@@ -39,7 +39,7 @@ def make_pair(
     records = {}
     with stop_signals() as stop:
         for name, text in (("tuned", invented), ("null", ordinary)):
-            records[name] = finetune(model, text, config, out / name, stop=stop)
+            records[name] = train_adapter(model, text, config, out / name, stop=stop)
             before, after = records[name]["heldout_loss_before"], records[name]["heldout_loss_after"]
             print(f"{name}: held-out loss {before:.3f} -> {after:.3f} nats a token")
     return records

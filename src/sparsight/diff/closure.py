@@ -10,9 +10,9 @@
 
 The fine-tune's upper layers do something by themselves, and a bias is no latent: it would lift random sets as much as the top. So a
 curve always stands between `nothing` (h_base alone) and `ceiling` (the true difference), beside the `bias` alone, all `latents` without
-it, `all` with it, the `error` alone (what the dictionary leaves out), and, for each size, random sets and the bottom of the ranking. Tokens that a store left out (special tokens, sinks) keep the base's activation, so
-that nothing enters except through the set; the ceiling is therefore measured, and below 1. Ranking and scoring are to be on
-different documents: rank on the train split, score on the held-out one.
+it, `all` with it, the `error` alone (what the dictionary leaves out), and, for each size, random sets and the bottom of the ranking.
+Tokens that a store left out (special tokens, sinks) keep the base's activation, so that nothing enters except through the set; the
+ceiling is therefore measured, and below 1. Rank on the train split, score on the held-out one.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence

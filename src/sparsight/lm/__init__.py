@@ -6,7 +6,7 @@ from sparsight.lm.builtin import BUILTIN_MODELS, BUILTIN_TEXTS
 from sparsight.lm.checkpoint import Checkpoint, resolve_checkpoint
 from sparsight.lm.config import ModelConfig, TextConfig
 from sparsight.lm.documents import Document, document_id, is_heldout, iter_documents, text_fingerprint
-from sparsight.lm.finetune import FinetuneConfig, finetune
+from sparsight.lm.finetune import FinetuneConfig, train_adapter
 from sparsight.lm.generate import Decoding, Sampler
 from sparsight.lm.hookpoint import HookPoint
 from sparsight.lm.labelled import (
@@ -52,7 +52,6 @@ __all__ = [
     "choose_device",
     "combined_identity",
     "document_id",
-    "finetune",
     "folder_sets",
     "identity_of",
     "is_adapter",
@@ -66,4 +65,5 @@ __all__ = [
     "sample_prompts",
     "sets_fingerprint",
     "text_fingerprint",
+    "train_adapter",
 ]

@@ -41,7 +41,7 @@ from sparsight.lm.hookpoint import find_trunk
 from sparsight.lm.load import load_model
 from sparsight.lm.tokens import Piece, iter_pieces
 
-__all__ = ["FinetuneConfig", "finetune"]
+__all__ = ["FinetuneConfig", "train_adapter"]
 
 _LOG_EVERY_STEPS = 5
 _DECAY = 0.2  # share of the steps in which the rate falls to zero
@@ -80,7 +80,7 @@ class FinetuneConfig:
             raise ModelError(f"finetune.lr is {self.lr} and alpha {self.alpha}. Expected both above 0.")
 
 
-def finetune(
+def train_adapter(
     model: ModelConfig, text: TextConfig, config: FinetuneConfig, folder: Path, *, stop: StopFlag | None = None
 ) -> dict[str, Any]:
     """Trains an adapter into `folder`, or goes on, or does nothing when it is there; returns what `finetune.json` says.
