@@ -89,6 +89,7 @@ def test_public_things_are_documented(path: Path) -> None:
     [
         lm.ModelConfig,
         lm.TextConfig,
+        lm.FinetuneConfig,
         CaptureConfig,
         sae.SAEConfig,
         recipe.TrainConfig,

@@ -16,7 +16,7 @@ from sparsight.activations import ActivationStore, CaptureConfig, StoreWriter, c
 from sparsight.activations.batch import SPLITS
 from sparsight.artifact import locked
 from sparsight.errors import StoreError, TextError
-from sparsight.lm import LanguageModel, ModelConfig, TextConfig, TextCounts, text_fingerprint
+from sparsight.lm import ActivationReader, ModelConfig, TextConfig, TextCounts, text_fingerprint
 
 __all__ = ["asked_for", "collect_activations"]
 
@@ -24,7 +24,7 @@ _log = logging.getLogger(__name__)
 
 
 def collect_activations(
-    model: LanguageModel,
+    model: ActivationReader,
     text: TextConfig,
     capture: CaptureConfig,
     path: str | Path,
@@ -61,7 +61,7 @@ def collect_activations(
 _BAR: dict[str, Any] = {"unit": " tokens", "unit_scale": True, "desc": "collect", "disable": None, "smoothing": 0.1}
 
 
-def describe_collection(model: LanguageModel, text: TextConfig, capture: CaptureConfig, seed: int) -> dict[str, Any]:
+def describe_collection(model: ActivationReader, text: TextConfig, capture: CaptureConfig, seed: int) -> dict[str, Any]:
     """What makes two collections the same, for `store.json`."""
     return asked_for(model.config, text, capture, seed) | {
         "hook_points": {name: model.width(name) for name in capture.hook_points},
@@ -90,7 +90,7 @@ def _plain(values: dict[str, Any]) -> dict[str, Any]:
 
 def _make_missing_anew(
     writer: StoreWriter,
-    model: LanguageModel,
+    model: ActivationReader,
     text: TextConfig,
     capture: CaptureConfig,
     seed: int,

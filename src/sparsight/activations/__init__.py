@@ -5,6 +5,7 @@ from sparsight.activations.capture import Progress, Window, capture_windows
 from sparsight.activations.catalog import check_description, missing_shards, unfinished_parts
 from sparsight.activations.config import CaptureConfig
 from sparsight.activations.last_token import last_token_activations
+from sparsight.activations.paired import PairedModels, paired_hook_points
 from sparsight.activations.store import ActivationStore, StoreSource
 from sparsight.activations.stream import ActivationStream
 from sparsight.activations.writer import StoreWriter
@@ -14,6 +15,7 @@ __all__ = [
     "ActivationStore",
     "ActivationStream",
     "CaptureConfig",
+    "PairedModels",
     "PieceTable",
     "Progress",
     "StoreSource",
@@ -23,5 +25,6 @@ __all__ = [
     "check_description",
     "last_token_activations",
     "missing_shards",
+    "paired_hook_points",
     "unfinished_parts",
 ]

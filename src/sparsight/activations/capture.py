@@ -22,7 +22,16 @@ from sparsight.activations.config import CaptureConfig
 from sparsight.activations.transfer import SideCopies
 from sparsight.artifact import give_back_memory
 from sparsight.errors import ActivationError, TextError
-from sparsight.lm import LanguageModel, Piece, TextConfig, TextCounts, TextCursor, TokenBatch, iter_pieces, make_batches
+from sparsight.lm import (
+    ActivationReader,
+    Piece,
+    TextConfig,
+    TextCounts,
+    TextCursor,
+    TokenBatch,
+    iter_pieces,
+    make_batches,
+)
 
 __all__ = ["Progress", "Window", "WindowBuffer", "capture_windows", "make_buffer"]
 
@@ -104,7 +113,7 @@ class Window:
 
 
 def capture_windows(
-    model: LanguageModel,
+    model: ActivationReader,
     text: TextConfig,
     config: CaptureConfig,
     *,
@@ -130,7 +139,7 @@ def capture_windows(
 
 
 def make_buffer(
-    model: LanguageModel, text: TextConfig, config: CaptureConfig, device: torch.device | str = "cpu"
+    model: ActivationReader, text: TextConfig, config: CaptureConfig, device: torch.device | str = "cpu"
 ) -> WindowBuffer:
     """Room for the largest window that can come: `window_tokens` and one piece more."""
     widths = {name: model.width(name) for name in config.hook_points}
@@ -139,7 +148,7 @@ def make_buffer(
 
 
 def _plan_windows(
-    model: LanguageModel,
+    model: ActivationReader,
     text: TextConfig,
     config: CaptureConfig,
     progress: Progress,
@@ -178,7 +187,7 @@ def _plan_windows(
 
 
 def _capture(
-    model: LanguageModel, text: TextConfig, config: CaptureConfig, pieces: list[Piece], buffer: WindowBuffer
+    model: ActivationReader, text: TextConfig, config: CaptureConfig, pieces: list[Piece], buffer: WindowBuffer
 ) -> Window:
     """Reads the pieces and lays their rows into the buffer; split, number, end and order are the caller's."""
     batches = make_batches(
@@ -223,7 +232,7 @@ def _capture(
     return Window("", -1, rows, **joined, order=kept, pieces=_table(pieces), start=start, end=start, counts=counts)
 
 
-def _eos_id(model: LanguageModel, text: TextConfig) -> int:
+def _eos_id(model: ActivationReader, text: TextConfig) -> int:
     eos_id: Any = model.tokenizer.eos_token_id
     if text.isolation == "packed" and eos_id is None:
         raise TextError(

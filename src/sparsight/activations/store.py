@@ -25,6 +25,7 @@ import torch
 
 from sparsight.activations.batch import COLUMNS, SPLITS, ActivationBatch, Chunk, PieceTable, batches_from_chunks
 from sparsight.activations.catalog import ShardEntry, read_index
+from sparsight.activations.paired import derive, derived_width, stored_names
 from sparsight.activations.shard import ShardFile
 from sparsight.artifact import read_json
 from sparsight.errors import StoreError
@@ -106,13 +107,14 @@ class ActivationStore:
         return sum(entry.n_rows for entry in self.shards(split))
 
     def width(self, hook_point: str) -> int:
-        """Width of a hook point. Raises StoreError listing what there is."""
-        if hook_point not in self.hook_points:
+        """Width of a hook point, also of one derived from a pair (see paired.py). Raises StoreError listing what there is."""
+        width = derived_width(hook_point, self.hook_points)
+        if width is None:
             raise StoreError(
                 f"Store {self.path} has no hook point {hook_point}; it has {', '.join(self.hook_points)}. "
                 "Add it to activations.hook_points and collect into another run directory."
             )
-        return self.hook_points[hook_point]
+        return width
 
     def pieces(self, split: str) -> PieceTable:
         """The texts behind a split's rows, in the order that `piece_ids` counts."""
@@ -130,14 +132,17 @@ class ActivationStore:
     ) -> Iterator[ActivationBatch]:
         """Batches of a split, from batch number `start_batch` on, the same ones whether earlier batches were read or not.
 
+        Hook points derived from a pair (see paired.py) may be named too.
         Epochs follow one another without a seam. A last batch short of `batch_tokens` is dropped for `train`, kept for `heldout`.
         """
         names = list(self.hook_points if hook_points is None else hook_points)
         for name in names:
             self.width(name)
+        stored = list(dict.fromkeys(each for name in names for each in stored_names(name)))
         jobs = self._jobs(split, epochs, seed, start_batch * batch_tokens)
-        chunks = _read_ahead([partial(self._chunk, names, job) for job in jobs])
-        yield from batches_from_chunks(chunks, batch_tokens, drop_last=split == "train")
+        chunks = _read_ahead([partial(self._chunk, stored, job) for job in jobs])
+        for batch in batches_from_chunks(chunks, batch_tokens, drop_last=split == "train"):
+            yield batch if stored == names else derive(batch, names)
 
     def _jobs(self, split: str, epochs: int, seed: int, skip: int) -> list[_Job]:
         """The shards to read, epoch after epoch, without the first `skip` rows."""

@@ -15,7 +15,7 @@ from sparsight.activations.batch import ActivationBatch, Chunk, batches_from_chu
 from sparsight.activations.capture import Progress, Window, capture_windows, make_buffer
 from sparsight.activations.config import CaptureConfig
 from sparsight.errors import TextError
-from sparsight.lm import LanguageModel, TextConfig, TextCounts, TextCursor
+from sparsight.lm import ActivationReader, TextConfig, TextCounts, TextCursor
 
 __all__ = ["ActivationStream"]
 
@@ -29,7 +29,7 @@ class ActivationStream:
 
     def __init__(
         self,
-        model: LanguageModel,
+        model: ActivationReader,
         text: TextConfig,
         config: CaptureConfig,
         *,

@@ -24,6 +24,7 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrained
 
 from sparsight.artifact import sha256_file
 from sparsight.errors import ModelError
+from sparsight.lm.adapter import is_adapter
 from sparsight.lm.builtin import BUILTIN_MODELS, fetch_builtin_model
 from sparsight.lm.config import ModelConfig
 from sparsight.lm.gguf import convert_gguf
@@ -99,6 +100,10 @@ def resolve_checkpoint(config: ModelConfig) -> Checkpoint:
 
 
 def _folder_checkpoint(model_id: str, folder: Path, identity: dict[str, str] | None) -> Checkpoint:
+    if is_adapter(folder):
+        raise ModelError(
+            f"{model_id} is an adapter without its base. Give its base as the model, and it as the fine-tune."
+        )
     if not (folder / "config.json").is_file():
         raise ModelError(
             f"Folder {model_id} holds no config.json. Expected a model saved by Transformers' save_pretrained."

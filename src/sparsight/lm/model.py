@@ -7,7 +7,9 @@ see it; the self-check at load verifies just that.
 """
 
 import copy
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from functools import partial
 from typing import Any, cast
 
@@ -17,6 +19,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from sparsight.errors import HookPointError, ModelError
+from sparsight.lm.adapter import Adapter, AdapterHooks, combined_identity, identity_of
 from sparsight.lm.batches import TokenBatch
 from sparsight.lm.compiled import compile_blocks
 from sparsight.lm.config import ModelConfig
@@ -68,6 +71,7 @@ class LanguageModel:
     ):
         self._module = module.eval()
         self._widths: dict[str, int] = {}
+        self._adapters: tuple[tuple[AdapterHooks, float], ...] = ()
         self.tokenizer = tokenizer
         self.config = config
         self.provenance = provenance
@@ -110,6 +114,34 @@ class LanguageModel:
         model = cls(module, tokenizer, config, {"id": config.id, "class": config.id, "dtype": dtype})
         model.self_check(hook_points)
         return model
+
+    def with_adapters(self, adapters: Mapping[str, Adapter]) -> dict[str, "LanguageModel"]:
+        """One model for each adapter, under its name, and `base` without any: all on these weights, in this memory.
+
+        Each forward pass sets the hooks of every adapter, at strength 0 but for its own, so that the models differ by nothing
+        else. Raises ModelError when an adapter was made for another base.
+        """
+        hooks = {}
+        for name, adapter in adapters.items():
+            adapter.check_base(self.config.id, self.provenance)
+            hooks[name] = adapter.fit(self._module, self.provenance.get("n_layers_total"))
+        models = {}
+        for name in ("base", *adapters):
+            model = models[name] = copy.copy(self)
+            model._adapters = tuple((each, float(other == name)) for other, each in hooks.items())
+            if name != "base":
+                adapter, base = adapters[name], identity_of(self.provenance)
+                model.config = dataclasses.replace(self.config, id=f"{self.config.id} + {adapter.name}")
+                model.provenance = self.provenance | {
+                    "id": model.config.id,
+                    "sha256": combined_identity(base, {"sha256": adapter.sha256}),
+                    "adapter": {"name": adapter.name, "sha256": adapter.sha256, "n_modules": len(hooks[name])},
+                }
+        return models
+
+    def shares_weights_with(self, other: "LanguageModel") -> bool:
+        """Whether both are the same module in memory."""
+        return self._module is other._module
 
     def width(self, hook_point: str) -> int:
         """Numbers in one activation at the hook point."""
@@ -231,7 +263,10 @@ class LanguageModel:
         if longest and n_tokens > longest:
             remedy = "Give a shorter text, or fewer new tokens." if use_cache else "Lower text.context_tokens."
             raise ModelError(f"A row holds {n_tokens} tokens; {self.config.id} takes {longest}. {remedy}")
-        return self._module(input_ids=input_ids.to(self.device, non_blocking=True), use_cache=use_cache, **more)
+        with ExitStack() as adapted:
+            for hooks, strength in self._adapters:
+                adapted.enter_context(hooks.applied(strength))
+            return self._module(input_ids=input_ids.to(self.device, non_blocking=True), use_cache=use_cache, **more)
 
     def _checked_activation(self, name: str, ids: Tensor) -> Float[Tensor, "rows positions d"]:
         values: list[Tensor] = []

@@ -105,6 +105,14 @@ class LinearFit:
             n_tokens=n,
         )
 
+    def spectrum(self, k: int) -> tuple[Float[Tensor, "d k"], Float[Tensor, " k"], float]:
+        """The inputs' k leading principal components, the variance along each, and the whole variance."""
+        mean = self._sums[0] / self.n_tokens
+        covariance = self._xx / self.n_tokens - torch.outer(mean, mean)
+        values, vectors = torch.linalg.eigh(covariance)
+        leading = vectors.flip(-1)[:, :k].contiguous().float()
+        return leading, values.flip(-1)[:k].clamp_min(0).float(), float(covariance.diagonal().sum())
+
     def _mean(self, side: int) -> Tensor:
         if self._shifts is None:
             raise MetricError("A mean needs at least one train token; none was added. Collect more text.")

@@ -1,0 +1,273 @@
+"""Closure: how much of what a fine-tune changed in the predictions a set S of latents carries.
+
+    h_S        = h_base + sum_{j in S} z_j d_j                   d_j: what latent j adds to the difference of the two models
+    closure(S) = 1 - sum KL(p_tuned | p_S) / sum KL(p_tuned | p_base)          p_S: the fine-tune's upper layers on h_S
+
+    dictionary        z                        d_j                       bias
+    difference        of h_tuned - h_base      W_dec[j]                  b_dec
+    crosscoder        of both, side by side    d_j tuned - d_j base      likewise
+    tuned             of h_tuned               W_dec[j]                  0
+
+The fine-tune's upper layers do something by themselves, and a bias is no latent: it would lift random sets as much as the top. So a
+curve always stands between `nothing` (h_base alone) and `ceiling` (the true difference), beside the `bias` alone, all `latents` without
+it, `all` with it, the `error` alone (what the dictionary leaves out), and, for each size, random sets and the bottom of the ranking.
+Tokens that a store left out (special tokens, sinks) keep the base's activation, so that nothing enters except through the set; the
+ceiling is therefore measured, and below 1. Rank on the train split, score on the held-out one.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from sparsight.activations import ActivationBatch
+from sparsight.diff.where import require_effect, run_both
+from sparsight.errors import MetricError
+from sparsight.lm import LanguageModel
+from sparsight.metrics import DocumentSums, Estimate, SpliceText, token_kl
+from sparsight.sae import SparseAutoencoder
+
+__all__ = [
+    "ClosureRow",
+    "DifferenceCode",
+    "LatentRanking",
+    "Patches",
+    "closure_curve",
+    "measure_closure",
+    "rank_latents",
+]
+
+Patches = Callable[[Float[Tensor, "n d"], Float[Tensor, "n d"]], Iterator[tuple[str, Float[Tensor, "n d"]]]]
+"""(h_base, h_tuned) -> name and activation put in their place, one after another; always the same names."""
+
+_KINDS = ("difference", "crosscoder", "tuned")
+
+
+@dataclass(frozen=True)
+class DifferenceCode:
+    """A dictionary as a code of the difference of two models."""
+
+    sae: SparseAutoencoder
+    kind: str
+    """difference, crosscoder (an SAE on both models side by side, base first) or tuned."""
+
+    def __post_init__(self) -> None:
+        if self.kind not in _KINDS:
+            raise MetricError(
+                f"A dictionary of kind {self.kind!r} codes no difference. Expected one of {', '.join(_KINDS)}."
+            )
+
+    @property
+    def directions(self) -> Float[Tensor, "F d"]:
+        """What each latent, at 1, adds to the difference."""
+        return self._tuned_less_base(self.sae.W_dec)
+
+    @property
+    def bias(self) -> Float[Tensor, " d"]:
+        """What is added whatever is active."""
+        b_dec = self.sae.b_dec
+        return torch.zeros_like(b_dec) if self.kind == "tuned" else self._tuned_less_base(b_dec)
+
+    def values(self, h_base: Float[Tensor, "n d"], h_tuned: Float[Tensor, "n d"]) -> Float[Tensor, "n F"]:
+        """The latents, dense."""
+        given = {
+            "difference": lambda: h_tuned - h_base,
+            "crosscoder": lambda: torch.cat([h_base, h_tuned], dim=1),
+            "tuned": lambda: h_tuned,
+        }[self.kind]()
+        return self.sae.encode(given.to(self.sae.W_enc.device))
+
+    def _tuned_less_base(self, tensor: Tensor) -> Tensor:
+        if self.kind != "crosscoder":
+            return tensor
+        before, after = tensor.chunk(2, dim=-1)
+        return after - before
+
+
+@dataclass(frozen=True, kw_only=True)
+class LatentRanking:
+    """Latents by how much of the difference they write."""
+
+    energy: Float[np.ndarray, " F"]
+    """Mean over tokens of |z_j d_j|^2."""
+    rate: Float[np.ndarray, " F"]
+    """Share of tokens on which z_j is not 0."""
+    n_tokens: int
+
+    @property
+    def order(self) -> Int[np.ndarray, " live"]:
+        """Latents that were ever active, most energy first."""
+        live = np.flatnonzero(self.rate > 0)
+        return live[np.argsort(-self.energy[live], kind="stable")]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClosureRow:
+    """One set's closure."""
+
+    name: str
+    """nothing, bias, latents, all, error, ceiling; top, random, bottom; or what a dense bar is called."""
+    n_latents: int | None
+    """Size of the set; None where the row is no set."""
+    closure: Estimate
+    of_ceiling: Estimate
+    """Over the closure of the ceiling."""
+    above_nothing: Estimate
+    """(closure - that of nothing) / (that of the ceiling - that of nothing)."""
+    n_draws: int = 1
+    """Random sets that were averaged."""
+    largest: float | None = None
+    """Of the random sets, the largest closure."""
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain values."""
+        return asdict(self)
+
+
+@torch.inference_mode()
+def rank_latents(code: DifferenceCode, batches: Iterable[ActivationBatch], hook_point: str) -> LatentRanking:
+    """Ranks by energy on a paired store's batches, which hold base:HOOK_POINT and tuned:HOOK_POINT."""
+    squares = torch.zeros(code.sae.n_latents, dtype=torch.float64)
+    active = torch.zeros_like(squares)
+    n_tokens = 0
+    for batch in batches:
+        z = code.values(batch[f"base:{hook_point}"].float(), batch[f"tuned:{hook_point}"].float())
+        squares += z.double().square().sum(0).cpu()
+        active += (z != 0).sum(0).cpu()
+        n_tokens += len(batch)
+    if n_tokens == 0:
+        raise MetricError("There are no tokens to rank latents on. Collect more, or smaller batches.")
+    energy = squares / n_tokens * code.directions.double().square().sum(1).cpu()
+    return LatentRanking(energy=energy.numpy(), rate=(active / n_tokens).numpy(), n_tokens=n_tokens)
+
+
+@torch.inference_mode()
+def measure_closure(
+    base: LanguageModel,
+    tuned: LanguageModel,
+    text: SpliceText,
+    patches: Patches,
+    *,
+    hook_point: str,
+    forward_tokens: int,
+) -> DocumentSums:
+    """Sums per document of kl_base and kl_NAME for each patch, over all real tokens; patches see only the tokens that were kept.
+
+    Raises MetricError when the two models predict the same.
+    """
+    sums: DocumentSums | None = None
+    for batch, kept in text.batches(forward_tokens):
+        (p_base, before), (p_tuned, after) = (run_both(model, batch, [hook_point]) for model in (base, tuned))
+        h_base, h_tuned = before[hook_point], after[hook_point]
+        scored, where = batch.mask.to(p_base.device), kept.to(h_base.device)
+        p_tuned = p_tuned[scored]
+        columns = {"kl_base": token_kl(p_tuned, p_base[scored])}
+        for name, rows in patches(h_base[where].float(), h_tuned[where].float()):
+            patched = h_base.clone()
+            patched[where] = rows.to(patched)
+            logits = tuned.logits(batch, replace={hook_point: _put(patched)})
+            columns[f"kl_{name}"] = token_kl(p_tuned, logits[scored])
+            del logits
+        sums = sums or DocumentSums(list(columns))
+        sums.add(batch.document_ids[batch.mask], columns)
+    if sums is None:
+        raise MetricError("There is no text to measure closure on. Collect with heldout_tokens above 0.")
+    require_effect(sums)
+    return sums
+
+
+def closure_curve(
+    base: LanguageModel,
+    tuned: LanguageModel,
+    text: SpliceText,
+    code: DifferenceCode,
+    ranking: LatentRanking,
+    *,
+    hook_point: str,
+    sizes: Sequence[int],
+    forward_tokens: int,
+    dense: Patches | None = None,
+    n_random: int = 3,
+    n_resamples: int = 1000,
+    seed: int = 0,
+) -> tuple[ClosureRow, ...]:
+    """Closure of the top, of random and of the bottom sets of each size, between nothing and the ceiling.
+
+    Random sets are drawn from the live latents outside the top set. Sizes beyond half of the live latents, where sets of that size
+    could not be apart, are left out. `dense` adds rows of its own, such as those of `DenseDifference.patches`.
+    """
+    live = ranking.order
+    sizes = [size for size in sorted(set(sizes)) if size <= len(live) // 2]
+    sets = _sets(live, sizes, n_random, seed)
+    patches = _latent_patches(code, sets, dense)
+    sums = measure_closure(base, tuned, text, patches, hook_point=hook_point, forward_tokens=forward_tokens)
+    drawn = sums.resample(n_resamples=n_resamples, seed=seed)
+
+    def row(name: str, columns: list[str], n_latents: int | None) -> ClosureRow:
+        n, minus = len(columns), {f"kl_{column}": -1 for column in columns}
+        closures = [1 - sums.total(f"kl_{column}") / sums.total("kl_base") for column in columns]
+        return ClosureRow(
+            name=name,
+            n_latents=n_latents,
+            closure=drawn.estimate({"kl_base": n} | minus, {"kl_base": n}),
+            of_ceiling=drawn.estimate({"kl_base": n} | minus, {"kl_base": n, "kl_ceiling": -n}),
+            above_nothing=_above(drawn, columns),
+            n_draws=n,
+            largest=max(closures) if name == "random" else None,
+        )
+
+    alone = [column.removeprefix("kl_") for column in sums.names[2:]]
+    rows = [row(name, [name], None) for name in alone if name not in sets]
+    for size in sizes:
+        rows.append(row("top", [f"top-{size}"], size))
+        rows.append(row("random", [f"random-{size}-{draw}" for draw in range(n_random)], size))
+        rows.append(row("bottom", [f"bottom-{size}"], size))
+    return tuple(rows)
+
+
+def _above(drawn: Any, columns: list[str]) -> Estimate:
+    n = len(columns)
+    numerator = {f"kl_{column}": -1 for column in columns}
+    numerator["kl_nothing"] = numerator.get("kl_nothing", 0) + n
+    return drawn.estimate(numerator, {"kl_nothing": n, "kl_ceiling": -n})
+
+
+def _sets(live: np.ndarray, sizes: Sequence[int], n_random: int, seed: int) -> dict[str, np.ndarray]:
+    sets = {}
+    for size in sizes:
+        sets[f"top-{size}"], sets[f"bottom-{size}"] = live[:size], live[-size:]
+        for draw in range(n_random):
+            rng = np.random.default_rng((seed, size, draw))
+            sets[f"random-{size}-{draw}"] = rng.choice(live[size:], size, replace=False)
+    return sets
+
+
+def _latent_patches(code: DifferenceCode, sets: Mapping[str, np.ndarray], dense: Patches | None) -> Patches:
+    directions, bias = code.directions, code.bias
+
+    def patches(h_base: Tensor, h_tuned: Tensor) -> Iterator[tuple[str, Tensor]]:
+        device = h_base.device
+        z = code.values(h_base, h_tuned)
+        latents = h_base + (z @ directions).to(device)
+        everything = latents + bias.to(device)
+        yield "nothing", h_base
+        yield "bias", h_base + bias.to(device)
+        yield "latents", latents
+        yield "all", everything
+        yield "error", h_base + (h_tuned - everything)
+        yield "ceiling", h_tuned
+        for name, members in sets.items():
+            index = torch.from_numpy(members).to(z.device)
+            yield name, h_base + (z[:, index] @ directions[index]).to(device)
+        if dense is not None:
+            yield from dense(h_base, h_tuned)
+
+    return patches
+
+
+def _put(value: Tensor) -> Callable[[Tensor], Tensor]:
+    return lambda _: value

@@ -1,0 +1,148 @@
+"""Where in depth a fine-tune changed the model: how far activations moved at each layer, and how much of its effect passes there.
+
+    cka             likeness of the two arrangements of tokens (alignment.py); it forgives rotation and scale
+    relative_norm   sqrt(sum |h_tuned - h_base|^2 / sum |h_base|^2)
+    from_below      closure of the base model given the fine-tune's activation at the layer: what the layers up to it bring about
+    from_above      closure of the fine-tune given the base's activation at the layer: what the layers behind it do by themselves
+
+    closure(p) = 1 - sum KL(p_tuned | p) / sum KL(p_tuned | p_base)       over tokens; 0: like the base, 1: like the fine-tune
+
+From below rises and from above falls with depth; a layer where both are small means that neither half does much without the other.
+All of it is to be read beside the same of a null fine-tune. Activations are compared at the tokens a store kept; patches replace
+every real token. Intervals resample documents (CKA: batches). The cost: two forward passes of each model's length a layer.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from math import sqrt
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sparsight.diff.alignment import CKASums
+from sparsight.errors import MetricError
+from sparsight.lm import LanguageModel
+from sparsight.metrics import DocumentSums, Estimate, SpliceText, token_kl
+
+__all__ = ["LayerChange", "layer_closure", "measure_layers", "run_both"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerChange:
+    """How far one layer's activations moved, and what passes there."""
+
+    hook_point: str
+    cka: Estimate
+    relative_norm: Estimate
+    from_below: Estimate | None = None
+    """None when closure was not measured."""
+    from_above: Estimate | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain values."""
+        return asdict(self)
+
+
+@torch.inference_mode()
+def measure_layers(
+    base: LanguageModel,
+    tuned: LanguageModel,
+    text: SpliceText,
+    hook_points: Sequence[str],
+    *,
+    forward_tokens: int,
+    n_resamples: int = 1000,
+    seed: int = 0,
+) -> tuple[LayerChange, ...]:
+    """CKA and relative norm at each hook point, one forward pass of each model in all."""
+    alignments = {name: CKASums() for name in hook_points}
+    sums = DocumentSums([f"{kind}_{name}" for name in hook_points for kind in ("difference", "base")])
+    for batch, kept in text.batches(forward_tokens):
+        documents = batch.document_ids[kept]
+        before, after = (model.read(batch, hook_points) for model in (base, tuned))
+        columns = {}
+        for name in hook_points:
+            x, y = (found[name][kept.to(found[name].device)].float() for found in (before, after))
+            alignments[name].add(x, y, n_documents=len(documents.unique()))
+            columns[f"difference_{name}"] = (y - x).square().sum(1)
+            columns[f"base_{name}"] = x.square().sum(1)
+        sums.add(documents, columns)
+    drawn = sums.resample(n_resamples=n_resamples, seed=seed)
+    return tuple(
+        LayerChange(
+            hook_point=name,
+            cka=alignments[name].estimate(n_resamples=n_resamples, seed=seed),
+            relative_norm=_root(drawn.estimate({f"difference_{name}": 1}, {f"base_{name}": 1})),
+        )
+        for name in hook_points
+    )
+
+
+@torch.inference_mode()
+def layer_closure(
+    base: LanguageModel,
+    tuned: LanguageModel,
+    text: SpliceText,
+    hook_points: Sequence[str],
+    *,
+    forward_tokens: int,
+    n_resamples: int = 1000,
+    seed: int = 0,
+) -> dict[str, tuple[Estimate, Estimate]]:
+    """Hook point -> (from_below, from_above). Raises MetricError when the two models predict the same: there is nothing to close."""
+    sums = DocumentSums(["kl_base", *(f"kl_{side}_{name}" for name in hook_points for side in ("below", "above"))])
+    for batch, _ in text.batches(forward_tokens):
+        (p_base, before), (p_tuned, after) = (run_both(model, batch, hook_points) for model in (base, tuned))
+        scored = batch.mask.to(p_base.device)
+        p_tuned = p_tuned[scored]
+        columns = {"kl_base": token_kl(p_tuned, p_base[scored])}
+        for name in hook_points:
+            for side, model, given in (("below", base, after[name]), ("above", tuned, before[name])):
+                logits = model.logits(batch, replace={name: _constant(given)})
+                columns[f"kl_{side}_{name}"] = token_kl(p_tuned, logits[scored])
+                del logits
+        sums.add(batch.document_ids[batch.mask], columns)
+    require_effect(sums)
+    drawn = sums.resample(n_resamples=n_resamples, seed=seed)
+    return {
+        name: tuple(
+            drawn.estimate({"kl_base": 1, f"kl_{side}_{name}": -1}, {"kl_base": 1}) for side in ("below", "above")
+        )
+        for name in hook_points
+    }  # type: ignore[return-value]  # two of them
+
+
+def run_both(model: LanguageModel, batch: Any, hook_points: Sequence[str]) -> tuple[Tensor, dict[str, Tensor]]:
+    """Logits, and the activations at the hook points, of one forward pass."""
+    found: dict[str, Tensor] = {}
+
+    def remember(name: str) -> Callable[[Tensor], Tensor]:
+        def keep(value: Tensor) -> Tensor:
+            found[name] = value
+            return value
+
+        return keep
+
+    logits = model.logits(batch, replace={name: remember(name) for name in hook_points})
+    return logits, found
+
+
+def require_effect(sums: DocumentSums) -> None:
+    """Raises MetricError where the fine-tune predicts what the base predicts."""
+    if not sums.total("kl_base") > 0:
+        raise MetricError(
+            "The fine-tune predicts exactly what the base predicts on this text, so no change can be closed. "
+            "Give text that the fine-tuning was about, or check that the two are different models."
+        )
+
+
+def _constant(value: Tensor) -> Callable[[Tensor], Tensor]:
+    return lambda _: value
+
+
+def _root(squares: Estimate) -> Estimate:
+    roots = {
+        name: None if (value := getattr(squares, name)) is None else sqrt(value) for name in ("value", "low", "high")
+    }
+    return Estimate(**roots, n_tokens=squares.n_tokens, n_documents=squares.n_documents)

@@ -1,0 +1,232 @@
+"""Closure: its value by hand, its ends by a dictionary that is perfect by construction, its ranking by arithmetic."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from adapters import write_adapter
+from sparsight.activations import ActivationStore, CaptureConfig, PairedModels, paired_hook_points
+from sparsight.collect import collect_activations
+from sparsight.diff import (
+    ClosureRow,
+    DifferenceCode,
+    closure_curve,
+    difference_lens,
+    fit_difference,
+    measure_closure,
+    rank_latents,
+    top_logit_differences,
+)
+from sparsight.errors import MetricError
+from sparsight.lm import LanguageModel, ModelConfig, TextConfig, load_models
+from sparsight.metrics import SpliceText, kept_tokens
+from sparsight.sae import SAEConfig, SparseAutoencoder
+
+POINT, D = "layers.1", 32
+NAMES = ["base:layers.1", "tuned:layers.1"]
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory, model_folder: Path) -> dict[str, LanguageModel]:
+    folder = tmp_path_factory.mktemp("lora")
+    write_adapter(folder, base=str(model_folder), size=0.15)
+    return load_models(ModelConfig(id=str(model_folder), dtype="float32"), {"tuned": str(folder)})
+
+
+@pytest.fixture(scope="module")
+def store(
+    tmp_path_factory: pytest.TempPathFactory, models: dict[str, LanguageModel], text_path: str
+) -> ActivationStore:
+    text = TextConfig(files=(text_path,), context_tokens=48, batch_tokens=512, heldout_fraction=0.2)
+    options = {"n_tokens": 3000, "heldout_tokens": 900, "window_tokens": 1000, "dtype": "float32"}
+    capture = CaptureConfig(hook_points=paired_hook_points([POINT]), sink_norm_multiple=3.0, **options)  # type: ignore[arg-type]
+    return collect_activations(PairedModels(models), text, capture, tmp_path_factory.mktemp("store") / "activations")
+
+
+@pytest.fixture(scope="module")
+def splice(store: ActivationStore) -> SpliceText:
+    pieces = store.pieces("heldout")
+    return SpliceText.choose(pieces, kept_tokens(store, pieces), 600)
+
+
+def relu_sae(W_enc: Tensor, W_dec: Tensor, b_dec: Tensor | None = None) -> SparseAutoencoder:
+    config = SAEConfig(id="by-hand", architecture="relu", n_latents=W_dec.shape[0])
+    tensors = {"W_enc": W_enc, "W_dec": W_dec, "b_enc": torch.zeros(W_dec.shape[0])}
+    return SparseAutoencoder(config, tensors | {"b_dec": torch.zeros(W_dec.shape[1]) if b_dec is None else b_dec})
+
+
+def perfect(kind: str) -> DifferenceCode:
+    """Codes every difference without error: one latent for each sign of each number."""
+    signs = torch.cat([torch.eye(D), -torch.eye(D)])
+    if kind == "difference":
+        return DifferenceCode(relu_sae(signs.T, signs, torch.full((D,), 0.01)), kind)
+    generator = torch.Generator().manual_seed(0)
+    before = torch.randn(2 * D, D, generator=generator)
+    bias = torch.randn(D, generator=generator)
+    sae = relu_sae(torch.cat([-signs.T, signs.T]), torch.cat([before, before + signs], dim=1), torch.cat([bias, bias]))
+    return DifferenceCode(sae, kind)
+
+
+def curve(
+    models: dict[str, LanguageModel],
+    store: ActivationStore,
+    splice: SpliceText,
+    code: DifferenceCode,
+    **options: object,
+) -> dict[tuple[str, int | None], ClosureRow]:
+    ranking = rank_latents(code, store.batches("train", 500, hook_points=NAMES), POINT)
+    arguments = {"hook_point": POINT, "forward_tokens": 256, "n_resamples": 100, "sizes": (4, 16)} | options
+    rows = closure_curve(models["base"], models["tuned"], splice, code, ranking, **arguments)  # type: ignore[arg-type]
+    return {(row.name, row.n_latents): row for row in rows}
+
+
+def test_closure_is_what_its_formula_says(models: dict[str, LanguageModel], splice: SpliceText) -> None:
+    def patches(h_base: Tensor, h_tuned: Tensor):
+        yield "half", h_base + 0.5 * (h_tuned - h_base)
+
+    sums = measure_closure(models["base"], models["tuned"], splice, patches, hook_point=POINT, forward_tokens=256)
+    expected = torch.zeros(2, dtype=torch.float64)
+    for batch, kept in splice.batches(256):
+        read = {role: models[role].read(batch, [POINT])[POINT] for role in models}
+        half = torch.where(kept[..., None], (read["base"] + read["tuned"]) / 2, read["base"])
+        log_p = models["tuned"].logits(batch).log_softmax(-1)
+        patched = models["tuned"].logits(batch, replace={POINT: lambda _, half=half: half})
+        for i, logits in enumerate((models["base"].logits(batch), patched)):
+            kl = (log_p.exp() * (log_p - logits.log_softmax(-1))).sum(-1)
+            expected[i] += kl[batch.mask].sum()
+    assert [sums.total("kl_base"), sums.total("kl_half")] == pytest.approx(expected.tolist(), rel=1e-4)
+    assert sums.total("tokens") == len(splice.kept)
+
+
+@pytest.mark.parametrize("kind", ["difference", "crosscoder"])
+def test_a_dictionary_without_error_reaches_the_ceiling(
+    models: dict[str, LanguageModel], store: ActivationStore, splice: SpliceText, kind: str
+) -> None:
+    rows = curve(models, store, splice, perfect(kind))
+
+    def value(name: str, n: int | None = None) -> float:
+        return rows[name, n].closure.value or 0.0
+
+    assert value("all") == pytest.approx(value("ceiling"), abs=1e-4)
+    assert value("error") == pytest.approx(value("nothing"), abs=1e-3)
+    assert rows["all", None].of_ceiling.value == pytest.approx(1, abs=1e-3)
+    assert rows["all", None].above_nothing.value == pytest.approx(1, abs=1e-3)
+    assert rows["nothing", None].above_nothing.value == pytest.approx(0, abs=1e-9)
+    # tokens that the store left out keep the base's activation
+    assert not splice.kept.all()
+    assert value("nothing") < value("ceiling") < 1
+    assert value("top", 16) > value("random", 16) > value("bottom", 16)
+    assert value("top", 16) > value("top", 4)
+    assert (rows["random", 16].n_draws, rows["top", 16].n_draws) == (3, 1)
+    assert (rows["random", 16].largest or 0) >= value("random", 16)
+    assert rows["top", 16].to_json()["closure"]["n_documents"] > 5
+
+
+def test_sets_are_their_own_latents_without_the_bias(
+    models: dict[str, LanguageModel], store: ActivationStore, splice: SpliceText
+) -> None:
+    code = perfect("difference")
+    ranking = rank_latents(code, store.batches("train", 500, hook_points=NAMES), POINT)
+    top = ranking.order[:4]
+
+    def patches(h_base: Tensor, h_tuned: Tensor):
+        z = (torch.cat([torch.eye(D), -torch.eye(D)]) @ (h_tuned - h_base - 0.01).T).relu().T
+        kept = torch.zeros(2 * D)
+        kept[torch.from_numpy(top)] = 1
+        yield "top-4", h_base + (z * kept)[:, :D] - (z * kept)[:, D:]
+        yield "bias", h_base + 0.01
+
+    sums = measure_closure(models["base"], models["tuned"], splice, patches, hook_point=POINT, forward_tokens=256)
+    rows = curve(models, store, splice, code)
+    for name, key in (("top-4", ("top", 4)), ("bias", ("bias", None))):
+        by_hand = 1 - sums.total(f"kl_{name}") / sums.total("kl_base")
+        assert rows[key].closure.value == pytest.approx(by_hand, abs=1e-4)
+
+
+def test_ranking_is_by_energy_on_the_store_s_rows(store: ActivationStore) -> None:
+    scales = torch.linspace(0.5, 3, 2 * D)[:, None]
+    signs = torch.cat([torch.eye(D), -torch.eye(D)])
+    code = DifferenceCode(relu_sae(signs.T, signs * scales), "difference")
+    ranking = rank_latents(code, store.batches("train", 500, hook_points=NAMES), POINT)
+    rows = torch.cat(
+        [batch["difference:layers.1"] for batch in store.batches("train", 500, hook_points=["difference:layers.1"])]
+    )
+    z = torch.cat([rows, -rows], dim=1).relu()
+    energy = (z.square().mean(0) * scales[:, 0].square()).numpy()
+    np.testing.assert_allclose(ranking.energy, energy, rtol=1e-4)
+    np.testing.assert_allclose(ranking.rate, (z > 0).float().mean(0).numpy())
+    assert list(ranking.order) == list(np.argsort(-energy))
+    assert ranking.n_tokens == 3000
+
+
+def test_a_tuned_dictionary_adds_its_latents_to_the_base(
+    models: dict[str, LanguageModel], store: ActivationStore, splice: SpliceText
+) -> None:
+    signs = torch.cat([torch.eye(D), -torch.eye(D)])
+    code = DifferenceCode(relu_sae(signs.T, 0.01 * signs, torch.ones(D)), "tuned")
+    assert not code.bias.any()
+    h_base, h_tuned = torch.randn(2, 5, D)
+    torch.testing.assert_close(code.values(h_base, h_tuned), torch.cat([h_tuned - 1, 1 - h_tuned], dim=1).relu())
+    rows = curve(models, store, splice, code, sizes=(2, 1000))
+    assert rows["bias", None].closure == rows["nothing", None].closure
+    assert ("top", 1000) not in rows
+    with pytest.raises(MetricError, match="kind 'both' codes no difference"):
+        DifferenceCode(code.sae, "both")
+
+
+def test_dense_rows_stand_beside_the_latents(
+    models: dict[str, LanguageModel], store: ActivationStore, splice: SpliceText
+) -> None:
+    dense = fit_difference(store.batches("train", 500, hook_points=["difference:layers.1"]), POINT, k=D, n_early=4)
+    rows = curve(models, store, splice, perfect("difference"), dense=dense.patches((1, D)))
+    closures = {name: rows[name, None].closure.value or 0.0 for name in ("mean", "pca-1", f"pca-{D}", "ceiling")}
+    assert closures[f"pca-{D}"] == pytest.approx(closures["ceiling"], abs=1e-3)
+    assert closures["pca-1"] < closures[f"pca-{D}"]
+
+
+def test_means_and_components_are_those_of_the_rows(store: ActivationStore) -> None:
+    names = ["difference:layers.1"]
+    dense = fit_difference(store.batches("train", 500, hook_points=names), POINT, k=3, n_early=4)
+    batches = list(store.batches("train", 500, hook_points=names))
+    rows = torch.cat([batch[names[0]] for batch in batches]).double()
+    positions = torch.cat([batch.positions for batch in batches])
+    torch.testing.assert_close(dense.mean.double(), rows.mean(0), atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(dense.early[2].double(), rows[positions == 2].mean(0), atol=1e-5, rtol=1e-4)
+    assert dense.early_tokens[2] == int((positions == 2).sum())
+    values = torch.linalg.eigvalsh(torch.cov(rows.T, correction=0)).flip(0)
+    torch.testing.assert_close(dense.variance.double(), values[:3], atol=1e-6, rtol=1e-3)
+    assert dense.total_variance == pytest.approx(float(values.sum()), rel=1e-3)
+    assert dense.mean_share == pytest.approx(float(rows.mean(0).square().sum() / rows.square().sum(1).mean()), rel=1e-3)
+    documents = torch.cat([batch.document_ids for batch in batches])
+    one = ((documents >> 40) & 1).bool()
+    cosine = torch.cosine_similarity(rows[one].mean(0), rows[~one].mean(0), dim=0)
+    assert dense.agreement == pytest.approx(float(cosine), abs=1e-4)
+    with pytest.raises(MetricError, match="at least 2 tokens; got 0"):
+        fit_difference([], POINT)
+
+
+def test_the_lens_and_the_logits_name_what_changed(
+    models: dict[str, LanguageModel], store: ActivationStore, splice: SpliceText
+) -> None:
+    dense = fit_difference(store.batches("train", 500, hook_points=["difference:layers.1"]), POINT, n_early=2)
+    lens = difference_lens(models["tuned"], dense, n=5)
+    weights = models["tuned"].unembed(dense.mean[None])[0]
+    assert lens["mean"]["promoted_tokens"].tolist() == weights.topk(5).indices.tolist()
+    assert {"mean", "position-1"} <= set(lens)
+    rose, fell, n_documents = top_logit_differences(models["base"], models["tuned"], splice, n=5, forward_tokens=256)
+    means: dict[int, list[Tensor]] = {}
+    for batch, _ in splice.batches(256):
+        change = models["tuned"].logits(batch).log_softmax(-1) - models["base"].logits(batch).log_softmax(-1)
+        for row in range(len(change)):
+            means.setdefault(int(batch.document_ids[row, 0]), []).append(change[row][batch.mask[row]])
+    documents = torch.stack([torch.cat(parts).mean(0) for parts in means.values()]).double()
+    expected = documents.mean(0)
+    assert [entry.token_id for entry in rose] == expected.topk(5).indices.tolist()
+    assert fell[0].difference == pytest.approx(float(expected.min()), rel=1e-3)
+    assert n_documents == len(documents)
+    error = documents[:, rose[0].token_id].std() / len(documents) ** 0.5
+    assert rose[0].standard_error == pytest.approx(float(error), rel=1e-2)
+    assert rose[0].z == pytest.approx(rose[0].difference / float(error), rel=1e-2)
