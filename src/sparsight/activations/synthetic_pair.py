@@ -17,11 +17,12 @@ on more of the same data does. Shared features fire at rates spread evenly in lo
 Trade-off: features fire independently, as nowhere in a language model; what is tested is the tool.
 """
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional
 
@@ -81,7 +82,7 @@ class PlantedPair:
         generator = seeded("pair", seed)
         self.d, self.noise, self.spread = d, noise, spread
         planted = [(kind, rate) for kind, n in changed.items() for rate in rates for _ in range(n)]
-        shared = torch.logspace(*torch.tensor([rates[0], rates[-1]]).log10().tolist(), n_shared)
+        shared = torch.logspace(math.log10(rates[0]), math.log10(rates[-1]), n_shared)
         self.kinds = ("shared",) * n_shared + tuple(kind for kind, _ in planted)
         self.probabilities = torch.cat([shared, torch.tensor([rate for _, rate in planted])])
         n = len(self.kinds)
@@ -161,11 +162,15 @@ def _check(
     least: float,
 ) -> None:
     if not set(changed) <= set(PLANTED_KINDS[1:]) or min(changed.values(), default=0) < 0:
-        raise ActivationError(f"Changes {dict(changed)} cannot be planted; numbers of {PLANTED_KINDS[1:]} are expected.")
+        raise ActivationError(
+            f"Changes {dict(changed)} cannot be planted; numbers of {PLANTED_KINDS[1:]} are expected."
+        )
     if n_shared < 1 or d < 2 or gain <= 0 or not -1 <= rotation_cosine <= 1 or least < 0:
         raise ActivationError(
-            f"A pair cannot have {n_shared} shared features in {d} dimensions with gain {gain}, rotation_cosine {rotation_cosine} and "
-            f"{least} as the least of drift, noise and spread: at least 1 in 2 dimensions, a positive gain, a cosine and nothing negative are expected."
+            f"A pair cannot have {n_shared} shared features in {d} dimensions with gain {gain}, rotation_cosine {rotation_cosine} "
+            f"and {least} as the least of drift, noise and spread: at least 1 in 2 dimensions, a positive gain, a cosine and nothing negative are expected."
         )
     if not rates or list(rates) != sorted(rates) or not 0 < rates[0] <= rates[-1] < 1:
-        raise ActivationError(f"Rates {tuple(rates)} cannot be planted; shares of the tokens in ascending order are expected.")
+        raise ActivationError(
+            f"Rates {tuple(rates)} cannot be planted; shares of the tokens in ascending order are expected."
+        )
