@@ -15,8 +15,8 @@ from sparsight.sae.crosscoder import latent_weights
 from sparsight.sae.losses import LossInput, training_losses
 from sparsight.train import train_sae, train_saes
 
-D, F = 16, 24
-PAIR = PlantedPair(12, D, changed={"emergent": 1, "lost": 1}, rates=(0.1, 0.2), seed=3)
+D, F = 24, 32
+PAIR = PlantedPair(12, D, changed={"emergent": 1, "lost": 1}, rates=(0.05, 0.1), seed=3)
 
 
 def crosscoder(architecture="batchtopk", **options):
@@ -25,7 +25,7 @@ def crosscoder(architecture="batchtopk", **options):
         "id": "c",
         "architecture": architecture,
         "n_latents": F,
-        "k": 3,
+        "k": 1,
         "models": 2,
         "hook_point": "both:synthetic",
     }
@@ -91,15 +91,21 @@ def test_a_finished_crosscoder_has_a_threshold_for_each_latent():
     assert weighed.std() < 1e-5 * weighed.mean()
     assert sae.threshold.std() > 1e-3 * sae.threshold.mean()
     (batch,) = PAIR.batches(2048, 1, seed=1)
-    assert 2 < float((sae.encode(batch["both:synthetic"]) > 0).sum(1).float().mean()) < 4.5
+    assert 0.6 < float((sae.encode(batch["both:synthetic"]) > 0).sum(1).float().mean()) < 1.5
 
 
 class Pairs:
     """A source of planted pairs."""
 
-    hook_points = {"both:synthetic": 2 * D, "base:synthetic": D, "tuned:synthetic": D}
-    n_rows = 256 * 300
-    counts = {"tokens": 256 * 300}
+    n_rows = 256 * 400
+
+    @property
+    def hook_points(self):
+        return {"both:synthetic": 2 * D}
+
+    @property
+    def counts(self):
+        return {"tokens": self.n_rows}
 
     def batches(self, batch_tokens, *, start_batch=0):
         return PAIR.batches(batch_tokens, self.n_rows // batch_tokens, start_batch=start_batch)
@@ -118,7 +124,7 @@ def test_a_crosscoder_trains_in_a_run_and_finds_whose_latents_are_whose(tmp_path
     for kind, model, expected in (("emergent", tuned, 1.0), ("lost", base, 0.0), ("shared", tuned, 0.5)):
         name = "base" if kind == "lost" else "tuned"
         cosines, latents = (PAIR.directions[name][PAIR.is_kind(kind)] @ model.T).max(1)
-        assert float(cosines.mean()) > 0.9
+        assert float(cosines.mean()) > 0.95
         assert float(delta[latents[cosines > 0.9]].median()) == pytest.approx(expected, abs=0.05)
 
 

@@ -168,7 +168,7 @@ def _check(
     if n_shared < 1 or d < 2 or gain <= 0 or not -1 <= rotation_cosine <= 1 or least < 0:
         raise ActivationError(
             f"A pair cannot have {n_shared} shared features in {d} dimensions with gain {gain}, rotation_cosine {rotation_cosine} "
-            f"and {least} as the least of drift, noise and spread: at least 1 in 2 dimensions, a positive gain, a cosine and nothing negative are expected."
+            f"and {least} as the least of drift, noise and spread: at least 1 in 2 dimensions, a gain above 0, a cosine and nothing negative."
         )
     if not rates or list(rates) != sorted(rates) or not 0 < rates[0] <= rates[-1] < 1:
         raise ActivationError(

@@ -1,1 +1,37 @@
 """What differs between two models' dictionaries, beyond what two seeds of one model differ by. Statistics only: no language model in here."""
+
+from sparsight.diff.emergence import Gaps, GapTest, benjamini_hochberg, gap_null, gap_test, latent_gaps, rank_p
+from sparsight.diff.labelling import LABELS, ComparedSeeds, LabelConfig, Labelled, compare_seeds, label_latents
+from sparsight.diff.marking import CHANGES, Marks, marked, naive_emergent, recall_by_rate
+from sparsight.diff.matching import Dictionary, Partners, matched, mutual_pairs, pw_mcc
+from sparsight.diff.scaling import LatentScaling, ScalingSums, scaled_crosscoder, scaled_sae
+
+__all__ = [
+    "CHANGES",
+    "LABELS",
+    "ComparedSeeds",
+    "Dictionary",
+    "GapTest",
+    "Gaps",
+    "LabelConfig",
+    "Labelled",
+    "LatentScaling",
+    "Marks",
+    "Partners",
+    "ScalingSums",
+    "benjamini_hochberg",
+    "compare_seeds",
+    "gap_null",
+    "gap_test",
+    "label_latents",
+    "latent_gaps",
+    "marked",
+    "matched",
+    "mutual_pairs",
+    "naive_emergent",
+    "pw_mcc",
+    "rank_p",
+    "recall_by_rate",
+    "scaled_crosscoder",
+    "scaled_sae",
+]

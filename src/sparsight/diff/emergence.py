@@ -29,7 +29,7 @@ from jaxtyping import Bool, Float, Int
 from sparsight.diff.matching import Partners
 from sparsight.errors import MetricError
 
-__all__ = ["MEASURES", "GapTest", "Gaps", "benjamini_hochberg", "gap_null", "latent_gaps", "rank_p", "gap_test"]
+__all__ = ["MEASURES", "GapTest", "Gaps", "benjamini_hochberg", "gap_null", "gap_test", "latent_gaps", "rank_p"]
 
 MEASURES = ("direction", "activation", "strength")
 

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Bool, Int
 
-from sparsight.diff.emergence import MEASURES, Gaps, GapTest, gap_null, latent_gaps, gap_test
+from sparsight.diff.emergence import MEASURES, Gaps, GapTest, gap_null, gap_test, latent_gaps
 from sparsight.diff.matching import Dictionary, Partners, matched
 from sparsight.errors import MetricError
 

@@ -6,8 +6,8 @@ L1 penalty (relu):
 
     w_j = sum over models m of |d_j^m|      instead of the norm of all blocks together
 
-A latent that two models use costs as much as two that use one each, so the dictionary is not rewarded for sharing what is not shared. After training the
-weights are in the thresholds, one for each latent: z_j w_j > t  <=>  z_j > t / w_j.
+A latent that two models use costs as much as two that use one each, so the dictionary is not rewarded for sharing what is not shared. After training
+the weights are in the thresholds, one for each latent: z_j w_j > t  <=>  z_j > t / w_j.
 
     relative norm   Delta_j = (1 + (|d_j^1| - |d_j^0|) / max of the two) / 2      0: only the first model has it, 1/2: both, 1: only the second
 
