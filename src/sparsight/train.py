@@ -130,6 +130,8 @@ def _new_trainer(
         config, x.shape[1], d_out, total_steps=total_steps, batch_tokens=len(x), device=device, space=space
     )
     trainer.initialize(x, target)
+    if config.start_from:
+        trainer.start_from(SparseAutoencoder.load(Path(config.start_from)))
     return trainer
 
 

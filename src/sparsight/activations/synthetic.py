@@ -29,7 +29,7 @@ from torch.nn import functional
 from sparsight.activations.batch import ActivationBatch
 from sparsight.errors import ActivationError
 
-__all__ = ["KINDS", "MAGNITUDES", "SYNTHETIC_HOOK_POINT", "PlantedBatch", "SyntheticActivations", "recovery"]
+__all__ = ["KINDS", "MAGNITUDES", "SYNTHETIC_HOOK_POINT", "PlantedBatch", "SyntheticActivations", "recovery", "seeded"]
 
 SYNTHETIC_HOOK_POINT = "synthetic"
 MAGNITUDES = ("exponential", "lognormal", "half-normal")
@@ -102,7 +102,7 @@ class SyntheticActivations:
         _check_dependence(hierarchy, children, child_share, correlation, group_size)
         if magnitude not in MAGNITUDES:
             raise ActivationError(f"Magnitudes {magnitude!r} are unknown; choose from {', '.join(MAGNITUDES)}.")
-        generator = _generator("dictionary", seed)
+        generator = seeded("dictionary", seed)
         self.d, self.magnitude, self.spread, self.noise = d, magnitude, spread, noise
         self.hierarchy, self.correlation = hierarchy, correlation
         self.features = functional.normalize(torch.randn(n_features, d, generator=generator), dim=1)
@@ -133,7 +133,7 @@ class SyntheticActivations:
 
     def planted(self, n: int, index: int, seed: int = 0) -> PlantedBatch:
         """Batch number `index` of `batches`, n rows, with its truth."""
-        generator = _generator("batch", seed, index)
+        generator = seeded("batch", seed, index)
         fires = self._fires(n, generator)
         magnitudes = fires * self._magnitudes(n, generator)
         x = magnitudes @ self.features + self.noise * torch.randn(n, self.d, generator=generator)
@@ -182,7 +182,7 @@ def _check_dependence(
         )
 
 
-def _generator(*key: str | int) -> torch.Generator:
+def seeded(*key: str | int) -> torch.Generator:
     """A stream of its own for each key.
 
     Hashed, because torch keeps 32 bits of a CPU seed, and because with plain equal seeds the dictionary and an SAE's

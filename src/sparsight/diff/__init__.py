@@ -1,4 +1,4 @@
-"""What fine-tuning changed: where, how much of it a few latents carry, and what simpler measures say of it."""
+"""What fine-tuning changed: where, which latents beyond seed noise, how much of it a few of them carry, and what simpler measures say."""
 
 from sparsight.diff.closure import ClosureRow, DifferenceCode, closure_curve, measure_closure, rank_latents
 from sparsight.diff.dense import (
@@ -8,20 +8,52 @@ from sparsight.diff.dense import (
     fit_difference,
     top_logit_differences,
 )
+from sparsight.diff.emergence import Gaps, GapTest, benjamini_hochberg, gap_null, gap_test, latent_gaps, rank_p
+from sparsight.diff.labelling import LABELS, ComparedSeeds, LabelConfig, Labelled, compare_seeds, label_latents
+from sparsight.diff.marking import CHANGES, Marks, marked, naive_emergent, recall_by_rate
+from sparsight.diff.matching import Dictionary, Partners, matched, mutual_pairs, pw_mcc
+from sparsight.diff.scaling import LatentScaling, ScalingSums, scaled_crosscoder, scaled_sae
 from sparsight.diff.where import LayerChange, layer_closure, measure_layers
 
 __all__ = [
+    "CHANGES",
     "ClosureRow",
+    "ComparedSeeds",
     "DenseDifference",
+    "Dictionary",
     "DifferenceCode",
+    "GapTest",
+    "Gaps",
+    "LABELS",
+    "LabelConfig",
+    "Labelled",
+    "LatentScaling",
     "LayerChange",
     "LogitDifference",
+    "Marks",
+    "Partners",
+    "ScalingSums",
+    "benjamini_hochberg",
     "closure_curve",
+    "compare_seeds",
     "difference_lens",
     "fit_difference",
+    "gap_null",
+    "gap_test",
+    "label_latents",
+    "latent_gaps",
     "layer_closure",
+    "marked",
+    "matched",
     "measure_closure",
     "measure_layers",
+    "mutual_pairs",
+    "naive_emergent",
+    "pw_mcc",
     "rank_latents",
+    "rank_p",
+    "recall_by_rate",
+    "scaled_crosscoder",
+    "scaled_sae",
     "top_logit_differences",
 ]

@@ -6,7 +6,7 @@ from sparsight.metrics.comparison import compare_methods, method_reports
 from sparsight.metrics.config import EvaluateConfig
 from sparsight.metrics.downstream import recovered_share, token_cross_entropy, token_kl
 from sparsight.metrics.fitting import TrainFit, fit_on_train
-from sparsight.metrics.intervals import DocumentSums, Estimate, ResampledSums, document_bootstrap
+from sparsight.metrics.intervals import DocumentSums, Estimate, ResampledSums, document_bootstrap, document_weights
 from sparsight.metrics.probing import (
     ProbeScore,
     ProbingConfig,
@@ -75,6 +75,7 @@ __all__ = [
     "compare_methods",
     "cosine",
     "document_bootstrap",
+    "document_weights",
     "fit_on_train",
     "flat_tokens",
     "fvu",

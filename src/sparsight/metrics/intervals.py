@@ -19,7 +19,7 @@ from torch import Tensor
 
 from sparsight.errors import MetricError
 
-__all__ = ["DocumentSums", "Estimate", "ResampledSums", "document_bootstrap", "outcome_of"]
+__all__ = ["DocumentSums", "Estimate", "ResampledSums", "document_bootstrap", "document_weights", "outcome_of"]
 
 PERCENTILES = (2.5, 97.5)
 # Resampling weights are made in blocks of this many numbers (float64), so 100,000 documents need no 800 MB matrix.
@@ -127,7 +127,7 @@ class DocumentSums:
         rows = max(1, WEIGHTS_AT_ONCE // max(1, len(sums)))
         for start in range(0, n_resamples, rows):
             n_rows = min(rows, n_resamples - start)
-            drawn[start : start + n_rows] = _weights(rng, len(sums), n_rows) @ flat
+            drawn[start : start + n_rows] = document_weights(rng, len(sums), n_rows) @ flat
         return ResampledSums(names=self.names, sums=sums, drawn=drawn.reshape(n_resamples, *sums.shape[1:]))
 
     def _compact(self) -> tuple[np.ndarray, np.ndarray]:
@@ -204,13 +204,16 @@ def document_bootstrap(
     value = float(_ratio(numerators.sum(), denominators.sum()))
     if not np.isfinite(value):
         raise MetricError(f"A ratio needs denominators that sum to more than 0; got {denominators.sum():g}.")
-    weights = _weights(np.random.default_rng(seed), len(numerators), n_resamples)
+    weights = document_weights(np.random.default_rng(seed), len(numerators), n_resamples)
     ratios = _ratio(weights @ numerators, weights @ denominators)
     low, high = np.percentile(ratios[np.isfinite(ratios)], PERCENTILES)
     return value, float(low), float(high)
 
 
-def _weights(rng: np.random.Generator, n_documents: int, n_resamples: int) -> np.ndarray:
+def document_weights(
+    rng: np.random.Generator, n_documents: int, n_resamples: int
+) -> Float[np.ndarray, "n_resamples n_documents"]:
+    """How often each document is drawn in each resample of as many documents."""
     share = np.full(n_documents, 1 / max(1, n_documents))
     return rng.multinomial(n_documents, share, size=n_resamples).astype(np.float64)
 

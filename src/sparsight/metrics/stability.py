@@ -15,6 +15,7 @@ Trade-off: the matching is exact (Hungarian) up to 8,192 latents alive, since it
 (2 GB at most); beyond, they are left out, and what reads them says so.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -147,20 +148,35 @@ class CrossMoments:
         """The largest correlation of each of our latents with any of theirs, and with which; NaN where ours never varies."""
         if self._products is None:
             return None
+        values, indices = [], []
+        for block, varies in self._blocks():
+            found = block.max(dim=1)
+            values.append(found.values.masked_fill(~varies, float("nan")))
+            indices.append(found.indices)
+        return torch.cat(values), torch.cat(indices)
+
+    def correlations(self) -> Float[Tensor, "F G"]:
+        """Of every pair, float32; -1 where either never varies. Raises MetricError where F x G numbers are too many."""
+        if self._products is None:
+            raise MetricError(
+                f"The correlations of {self._sizes[0]:,} with {self._sizes[1]:,} latents take more than {_MOST_BYTES / 2**30:.0f} GB. "
+                "Compare narrower dictionaries."
+            )
+        return torch.cat([block.float() for block, _ in self._blocks()])
+
+    def _blocks(self) -> Iterator[tuple[Float[Tensor, "f G"], Bool[Tensor, " f"]]]:
+        """Correlations of our latents with all of theirs, some of ours at a time, and whether ours vary."""
+        assert self._products is not None
         n = max(self.n_tokens, 1)
         means = [sums[0] / n for sums in self._sums]
         spreads = [
             (sums[1] / n - mean.square()).clamp_min(0).sqrt() for sums, mean in zip(self._sums, means, strict=True)
         ]
-        values, indices = [], []
         for start in range(0, len(self._products), _BLOCK_LATENTS):
             block = slice(start, start + _BLOCK_LATENTS)
             covariance = self._products[block].double() / n - means[0][block, None] * means[1]
             correlation = covariance / (spreads[0][block, None] * spreads[1])
-            found = torch.nan_to_num(correlation, nan=-1.0, posinf=-1.0, neginf=-1.0).max(dim=1)
-            values.append(found.values.masked_fill(spreads[0][block] == 0, float("nan")))
-            indices.append(found.indices)
-        return torch.cat(values), torch.cat(indices)
+            yield torch.nan_to_num(correlation, nan=-1.0, posinf=-1.0, neginf=-1.0), spreads[0][block] > 0
 
 
 @torch.no_grad()

@@ -54,7 +54,7 @@ from sparsight.metrics.stability import adds_pairs, fits_memory
 from sparsight.recipe.schema import Recipe
 from sparsight.sae import SAEConfig
 from sparsight.sae.dense import DenseStep
-from sparsight.sae.step import CLOSED_FORM
+from sparsight.sae.step import has_closed_form
 
 __all__ = ["Cost", "SAECost", "Work", "recipe_cost"]
 
@@ -159,7 +159,7 @@ def _sae_widths(sae: SAEConfig, geometry: ModelGeometry) -> tuple[int, int]:
 
 
 def _form(sae: SAEConfig, kind: str) -> str:
-    if sae.architecture not in CLOSED_FORM or sae.precision != "bfloat16":
+    if not has_closed_form(sae) or sae.precision != "bfloat16":
         return "autograd"
     return "dense" if kind == "cuda" else "fused"
 

@@ -3,6 +3,7 @@
 from sparsight.sae.autoencoder import SAEOutput, SparseAutoencoder, SparseLatents
 from sparsight.sae.checkpoints import Checkpoints, load_stream_state
 from sparsight.sae.config import ARCHITECTURES, SAEConfig
+from sparsight.sae.crosscoder import model_decoders, relative_norm
 from sparsight.sae.edits import EDIT_MODES, LatentEdit, edit_change, edited
 from sparsight.sae.exchange.founding import founding_config
 from sparsight.sae.kernels.workspace import Workspace
@@ -25,6 +26,8 @@ __all__ = [
     "founding_config",
     "load_stream_state",
     "load_untrained",
+    "model_decoders",
+    "relative_norm",
     "untrained_directions",
     "untrained_sae",
 ]

@@ -30,6 +30,7 @@ _CHOICES = {
 }
 _POSITIVE = (
     "n_latents",
+    "models",
     "k",
     "bandwidth",
     "initial_threshold",
@@ -38,7 +39,7 @@ _POSITIVE = (
     "lr",
     "adam_eps",
 )
-_WHOLE = ("n_latents", "k", "k_aux", "dead_after_tokens", "warmup_steps", "seed")
+_WHOLE = ("n_latents", "models", "k", "k_aux", "dead_after_tokens", "warmup_steps", "seed")
 _NON_NEGATIVE = (
     "l1_coefficient",
     "l0_coefficient",
@@ -70,6 +71,14 @@ class SAEConfig:
 
     target_hook_point: str = ""
     """Where the target is read, for a transcoder; empty: an autoencoder, whose target is its input."""
+
+    models: int = 1
+    """More than 1: a crosscoder of so many models, whose activations are read side by side; batchtopk, or relu with the decoder-norm
+    penalty. See `crosscoder`."""
+
+    start_from: str = ""
+    """Folder of a finished SAE of the same shape, from whose weights training starts; empty: from drawn weights. The untrained baseline is drawn
+    all the same."""
 
     k: int = 32
     """topk: active latents per token; batchtopk and matryoshka: active latents per token on average over a batch."""
@@ -171,6 +180,7 @@ class SAEConfig:
         self._check("adam_betas", all(0 <= beta < 1 for beta in self.adam_betas), "must lie in [0, 1)")
         if self.selects_k:
             self._check("k", self.k <= self.n_latents, f"exceeds n_latents = {self.n_latents}")
+        self._check_models()
         self._check_prefixes()
 
     @property
@@ -230,6 +240,13 @@ class SAEConfig:
         near = difflib.get_close_matches(str(value).lower(), choices, n=1, cutoff=0.5)
         hint = f" Did you mean {near[0]!r}?" if near else ""
         raise SAEError(f"SAE {self.id}: {name} = {value!r} is unknown; choose from {', '.join(choices)}.{hint}")
+
+    def _check_models(self) -> None:
+        if self.models == 1:
+            return
+        weighs = self.architecture == "batchtopk" or (self.architecture == "relu" and self.l1_penalty == "decoder-norm")
+        self._check("models", weighs, f"has no meaning for {self.architecture} with l1_penalty = {self.l1_penalty}")
+        self._check("models", not self.is_transcoder, "cannot be combined with a target_hook_point")
 
     def _check_prefixes(self) -> None:
         widths = self.prefix_widths

@@ -31,7 +31,7 @@ from sparsight.sae.config import SAEConfig
 from sparsight.sae.kernels import eager
 from sparsight.sae.products import product
 from sparsight.sae.schedule import schedule_table
-from sparsight.sae.step import CLOSED_FORM
+from sparsight.sae.step import CLOSED_FORM, has_closed_form
 
 __all__ = ["DenseStep"]
 
@@ -76,7 +76,9 @@ class DenseStep:
         """
         if not self.supports(cfg):
             known = ", ".join(CLOSED_FORM)
-            raise SAEError(f"SAE {cfg.id}: {cfg.architecture} has no closed-form step; {known} have one.")
+            raise SAEError(
+                f"SAE {cfg.id}: {cfg.architecture} of {cfg.models} models has no closed-form step; {known} of one have one."
+            )
         self.cfg, self.ops, self.total_steps = cfg, ops, total_steps
         self.dtype = torch.bfloat16 if cfg.precision == "bfloat16" else torch.float32
         self._weights = {name: _rows_of_latents(name, tensor) for name, tensor in weights.items()}
@@ -101,7 +103,7 @@ class DenseStep:
     @staticmethod
     def supports(cfg: SAEConfig) -> bool:
         """Whether this step can train `cfg`."""
-        return cfg.architecture in CLOSED_FORM
+        return has_closed_form(cfg)
 
     @staticmethod
     def aux_columns(cfg: SAEConfig, d_in: int) -> int:

@@ -16,6 +16,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sparsight.sae.config import SAEConfig
+from sparsight.sae.crosscoder import latent_weights
 
 __all__ = ["fold", "untrained_threshold"]
 
@@ -24,7 +25,7 @@ __all__ = ["fold", "untrained_threshold"]
 def fold(
     cfg: SAEConfig, weights: Mapping[str, Tensor], measured: Mapping[str, Tensor], threshold: Float[Tensor, " F"]
 ) -> dict[str, Tensor]:
-    """Tensors of the finished SAE. `threshold`, in normalised units, is used by batchtopk and matryoshka."""
+    """Tensors of the finished SAE. `threshold`, in normalised units, is used by batchtopk and matryoshka; of a crosscoder on z w."""
     wide = {name: tensor.double() for name, tensor in weights.items()}
     scale_in, scale_out = measured["input_scale"].double(), measured["target_scale"].double()
     shift = measured["input_mean"].double() @ wide["W_enc"] * cfg.is_transcoder
@@ -41,6 +42,9 @@ def fold(
         folded["b_enc"] = (wide["b_enc"] - shift) * scale_out
     if cfg.inference == "jumprelu":
         level = wide["log_threshold"].exp() if "log_threshold" in wide else threshold.double()
+        weighed_by = latent_weights(cfg, wide["W_dec"])
+        if weighed_by is not None:
+            level = level / weighed_by
         folded["threshold"] = level * scale_out
     return {name: tensor.float() for name, tensor in folded.items()}
 

@@ -28,7 +28,7 @@ from sparsight.sae.config import SAEConfig
 from sparsight.sae.kernels import cpu
 from sparsight.sae.kernels.workspace import Workspace
 from sparsight.sae.losses import Losses, auxk_loss
-from sparsight.sae.step import CLOSED_FORM, HostStep, Moments
+from sparsight.sae.step import HostStep, Moments, has_closed_form
 
 __all__ = ["FusedStep", "fuses"]
 
@@ -37,7 +37,7 @@ _SPARSE_SHARE = 1 / 20
 
 def fuses(cfg: SAEConfig, device: torch.device) -> bool:
     """Whether this SAE's step has the closed form here: its architecture, bfloat16 products, a CPU with the kernels."""
-    known = cfg.architecture in CLOSED_FORM and cfg.precision == "bfloat16"
+    known = has_closed_form(cfg) and cfg.precision == "bfloat16"
     return known and device.type == "cpu" and cpu.available()
 
 

@@ -26,6 +26,7 @@ from torch.nn import functional
 
 from sparsight.sae.activation import batch_topk, gated_magnitude, jumprelu_train, keep_topk, topk
 from sparsight.sae.config import SAEConfig
+from sparsight.sae.crosscoder import latent_weights
 from sparsight.sae.products import column_sums, decode, decode_prefixes, decode_sparse, encode
 
 __all__ = ["LossInput", "Losses", "auxk_loss", "training_losses"]
@@ -129,7 +130,7 @@ def _topk(cfg: SAEConfig, weights: Mapping[str, Tensor], batch: LossInput, pre: 
 
 
 def _batchtopk(cfg: SAEConfig, weights: Mapping[str, Tensor], batch: LossInput, pre: Tensor) -> Losses:
-    z, smallest = batch_topk(pre, cfg.k, hint=0.9 * batch.threshold)
+    z, smallest = _weighed_topk(cfg, weights["W_dec"], pre, 0.9 * batch.threshold)
     x_hats = decode_prefixes(z, weights["W_dec"], cfg.prefixes, pre.dtype) + weights["b_dec"]
     mse = (x_hats - batch.target).square().mean((1, 2))
     loss, aux = _with_auxk(cfg, weights, batch, pre, x_hats[-1], mse.mean())
@@ -170,7 +171,18 @@ def _l1(cfg: SAEConfig, z: Tensor, W_dec: Tensor) -> Tensor:
     sums = column_sums(z)
     if cfg.l1_penalty == "raw":
         return sums.sum() / z.numel()
-    return (sums * torch.linalg.vector_norm(W_dec, dim=1)).sum() / (len(z) * W_dec.shape[1])
+    weights = latent_weights(cfg, W_dec)
+    weights = torch.linalg.vector_norm(W_dec, dim=1) if weights is None else weights
+    return (sums * weights).sum() / (len(z) * W_dec.shape[1])
+
+
+def _weighed_topk(cfg: SAEConfig, W_dec: Tensor, pre: Tensor, hint: Tensor) -> tuple[Tensor, Tensor]:
+    """The batch's k largest of z w, w being 1 but for crosscoders, and the smallest of them; w takes part in the choice alone."""
+    weights = latent_weights(cfg, W_dec.detach())
+    if weights is None:
+        return batch_topk(pre, cfg.k, hint=hint)
+    kept, smallest = batch_topk((pre * weights).to(pre.dtype), cfg.k, hint=hint)
+    return (kept / weights).to(pre.dtype), smallest
 
 
 def _summary(z: Tensor) -> dict[str, Tensor]:

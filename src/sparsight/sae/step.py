@@ -16,13 +16,18 @@ from sparsight.sae.config import SAEConfig
 from sparsight.sae.losses import Losses
 from sparsight.sae.schedule import lr_factor, sparsity_weight, threshold_momentum
 
-__all__ = ["CLOSED_FORM", "HostStep", "Moments", "TrainingStep"]
+__all__ = ["CLOSED_FORM", "HostStep", "Moments", "TrainingStep", "has_closed_form"]
 
 CLOSED_FORM = ("relu", "topk", "batchtopk")
-"""Architectures whose step is also written without autograd."""
+"""Architectures whose step is also written without autograd, but for crosscoders."""
 
 Moments = Mapping[str, Mapping[str, Tensor]]
 """Adam's exp_avg and exp_avg_sq, by the weights' names."""
+
+
+def has_closed_form(cfg: SAEConfig) -> bool:
+    """Whether this SAE's step is also written without autograd."""
+    return cfg.architecture in CLOSED_FORM and cfg.models == 1
 
 
 class TrainingStep(Protocol):

@@ -107,6 +107,30 @@ class SAETrainer:
             self.weights["log_threshold"].copy_((self.cfg.initial_threshold * measured["input_deviation"]).log())
         self._initialized = True
 
+    @torch.no_grad()
+    def start_from(self, sae: SparseAutoencoder) -> None:
+        """Take the weights of a finished SAE, after `initialize` and before the first step. Raises SAEError when it is of another shape.
+
+        Scales are those of the first batch here; what `finished` gives before the first step is that SAE, but for batchtopk's threshold, which the
+        first steps measure anew.
+        """
+        assert self._initialized, "initialize() comes first"
+        assert self.steps_done == 0, "training has begun"
+        mine = self.cfg.architecture, self.cfg.models, self.d_in, self.d_out, self.cfg.n_latents
+        theirs = sae.cfg.architecture, sae.cfg.models, sae.d_in, sae.d_out, sae.n_latents
+        if mine != theirs or self.cfg.is_transcoder:
+            raise SAEError(
+                f"SAE {self.cfg.id} ({', '.join(map(str, mine))}) cannot start from {sae.cfg.id} ({', '.join(map(str, theirs))}): the same "
+                "architecture, models, widths and number of latents are expected, and no transcoder."
+            )
+        given, scale = sae.state_dict(), self._measured["input_scale"]
+        for name, weight in self.weights.items():
+            if name == "log_threshold":
+                weight.copy_((given["threshold"].to(scale.device) / scale).log())
+            else:
+                unit = scale if name in ("b_enc", "b_dec", "b_gate", "b_mag") else torch.ones_like(scale)
+                weight.copy_(given[name].to(unit.device) / unit)
+
     def step(
         self,
         x: Float[Tensor, "n d_in"],

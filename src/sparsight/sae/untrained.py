@@ -17,6 +17,7 @@ from torch import Tensor
 
 from sparsight.errors import FormatError
 from sparsight.sae.autoencoder import SparseAutoencoder
+from sparsight.sae.crosscoder import latent_weights
 from sparsight.sae.folding import fold, untrained_threshold
 from sparsight.sae.initial import initial_weights
 
@@ -57,7 +58,10 @@ def untrained_sae(trained: SparseAutoencoder, initial: Mapping[str, Tensor]) -> 
     if cfg.inference == "jumprelu":
         l0 = (trained.encode(initial["sample"].to(trained.W_enc.device)) > 0).sum(1).float().mean().cpu()
         open_sae = SparseAutoencoder(cfg, fold(cfg, weights, initial, threshold))
-        threshold += untrained_threshold(open_sae.encode(initial["sample"]), l0) / initial["target_scale"]
+        latents = open_sae.encode(initial["sample"])
+        weighed_by = latent_weights(cfg, weights["W_dec"])
+        latents = latents if weighed_by is None else latents * weighed_by
+        threshold += untrained_threshold(latents, l0) / initial["target_scale"]
     return SparseAutoencoder(cfg, fold(cfg, weights, initial, threshold)).to(trained.W_enc.device)
 
 

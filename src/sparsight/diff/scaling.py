@@ -1,0 +1,189 @@
+"""Latent scaling: is what one model's latent writes in the other model after all?
+
+A crosscoder's decoder norms call too many latents one model's own. An L1 penalty shrinks the weaker norm to nothing and leaves its part in the error
+(shrinkage), or describes one shared feature by two latents, one for each model (decoupling). So the latent is fitted to what it did not explain:
+
+    c(y, u) = sum z <y, u> / sum z^2       how strongly y holds the unit direction u when the latent fires: least squares through the origin
+    y       = the model's error with the latent's own part added back,  h - h' + z d        (error)
+              the model's reconstruction less its bias, the latent's part included             (reconstruction)
+    nu      = c in the other model / c in the latent's own model, the latter along its own decoder
+              the former along its own model's decoder, and along the other's
+
+Where the error of the other model holds it, it was shrunk; where the other's reconstruction holds it, another latent carries it. It is exclusive when
+neither does along either decoder: nu of the error below 0.2 and of the reconstruction below 0.5, by the upper ends of their intervals. A latent
+counts as present when one lower end exceeds its limit; between the two, nothing is said. With c, which is beta |d|, nothing depends on how norms
+are shared between a latent and its row. For an SAE of one model, whose latents the other's SAE does not have, the other decoder is absent.
+
+Intervals are over documents, percentiles of resampled sums. Every latent is measured: none is preselected by its norms.
+Sources: Wright & Sharkey 2024 (scaling), Minder 2025, arXiv:2504.02922 (both artefacts, nu, the limits; there with the fine-tune's decoder alone).
+Trade-off: a table of documents x latents x 9 numbers in float64 (332 MB for 1,000 documents and 4,608 latents).
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from torch.nn import functional
+
+from sparsight.errors import MetricError
+from sparsight.metrics import document_weights
+from sparsight.sae import SparseAutoencoder, model_decoders
+
+__all__ = ["LatentScaling", "ScalingSums", "scaled_crosscoder", "scaled_sae"]
+
+ERROR_LIMIT, RECONSTRUCTION_LIMIT = 0.2, 0.5
+_LATENTS_AT_ONCE = 256
+_PERCENTILES = (2.5, 97.5)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LatentScaling:
+    """nu of every latent seen as the own model's, each with its interval: rows error and reconstruction, columns own and other decoder.
+
+    NaN where the latent never fired, has no decoder there, or is not written in its own model.
+    """
+
+    nu: Float[np.ndarray, "2 2 F"]
+    low: Float[np.ndarray, "2 2 F"]
+    high: Float[np.ndarray, "2 2 F"]
+    n_documents: int
+    n_tokens: int
+
+    def exclusive(
+        self, error_limit: float = ERROR_LIMIT, reconstruction_limit: float = RECONSTRUCTION_LIMIT
+    ) -> Bool[np.ndarray, " F"]:
+        """Latents that the other model is shown not to have."""
+        limits = np.array([error_limit, reconstruction_limit])[:, None, None]
+        measured = np.all(np.isfinite(self.nu[:, 0]), axis=0)  # along its own decoder at least
+        return measured & np.all(np.isnan(self.high) | (self.high < limits), axis=(0, 1))
+
+    def present(
+        self, error_limit: float = ERROR_LIMIT, reconstruction_limit: float = RECONSTRUCTION_LIMIT
+    ) -> Bool[np.ndarray, " F"]:
+        """Latents that the other model is shown to have."""
+        limits = np.array([error_limit, reconstruction_limit])[:, None, None]
+        return np.any(np.nan_to_num(self.low, nan=-np.inf) > limits, axis=(0, 1))
+
+
+class ScalingSums:
+    """Sums per document from which nu and its interval follow; filled batch by batch."""
+
+    def __init__(self, decoders: Mapping[str, Float[Tensor, "F d"] | None]) -> None:
+        """`decoders`: the latents' rows in either model, by the models' names; None: not in the dictionary of that model."""
+        given = [rows for rows in decoders.values() if rows is not None]
+        if len(decoders) != 2 or not given or len({tuple(rows.shape) for rows in given}) != 1:
+            raise MetricError(f"Latent scaling takes the decoders of two models, of one shape; got {sorted(decoders)}.")
+        self.models = tuple(decoders)
+        rows = [torch.zeros_like(given[0]) if decoder is None else decoder for decoder in decoders.values()]
+        self._rows = torch.stack(rows).double()
+        self._units = functional.normalize(torch.stack(rows).float(), dim=2)
+        self.n_tokens = 0
+        self._pending: list[tuple[np.ndarray, Tensor]] = []
+
+    def add(
+        self,
+        document_ids: Int[Tensor, " n"],
+        latents: Float[Tensor, "n F"],
+        errors: Mapping[str, Float[Tensor, "n d"]],
+        reconstructions: Mapping[str, Float[Tensor, "n d"]],
+    ) -> None:
+        """Count a batch: dense latents, what each model's reconstruction misses (h - h'), and that reconstruction less its bias."""
+        self.n_tokens += len(latents)
+        ids, places = np.unique(document_ids.cpu().numpy(), return_inverse=True)
+        index, z = torch.from_numpy(places), latents.float()
+        parts = [z.square()]
+        for targets in (errors, reconstructions):
+            parts += [z * (targets[model].float() @ units.T) for model in self.models for units in self._units]
+        sums = torch.zeros(len(ids), len(parts), z.shape[1], dtype=torch.float64)
+        for column, part in enumerate(parts):
+            sums[:, column].index_add_(0, index, part.cpu().double())
+        self._pending.append((ids, sums))
+        if sum(len(each) for each, _ in self._pending) > 2 * len(self._pending[0][0]):
+            self._compact()
+
+    def finish(self, own: str, *, n_resamples: int = 200, seed: int = 0) -> LatentScaling:
+        """nu of every latent as one that the model `own` has and the other may lack. Raises MetricError with fewer than 2 documents."""
+        ids, table = self._compact()
+        if len(ids) < 2:
+            raise MetricError(f"Latent scaling needs at least 2 documents for its intervals; got {len(ids)}.")
+        mine = self.models.index(own)
+        draws = torch.from_numpy(document_weights(np.random.default_rng(seed), len(ids), n_resamples))
+        found = torch.full((3, 2, 2, table.shape[2]), torch.nan, dtype=torch.float64)
+        for start in range(0, table.shape[2], _LATENTS_AT_ONCE):
+            block = slice(start, start + _LATENTS_AT_ONCE)
+            part = table[:, :, block]
+            drawn = (draws @ part.flatten(1)).view(n_resamples, *part.shape[1:])
+            found[0, ..., block] = self._ratios(part.sum(0)[None], block, mine)[0]
+            ratios = self._ratios(drawn, block, mine).numpy()
+            with np.errstate(all="ignore"):
+                found[1:, ..., block] = torch.from_numpy(np.percentile(ratios, _PERCENTILES, axis=0))
+        nu, low, high = found.numpy()
+        return LatentScaling(nu=nu, low=low, high=high, n_documents=len(ids), n_tokens=self.n_tokens)
+
+    def _ratios(self, sums: Float[Tensor, "r 9 f"], block: slice, mine: int) -> Float[Tensor, "r 2 2 f"]:
+        """nu of these latents from sums, [error | reconstruction, own | other decoder]."""
+        squares, rest = sums[:, :1], sums[:, 1:].unflatten(1, (2, 2, 2))  # kind, model, decoder
+        own_part = torch.einsum("mfd,nfd->mnf", self._rows[:, block], self._units[:, block].double())
+        strengths = rest / squares[:, :, None, None]
+        strengths[:, 0] += own_part
+        other = 1 - mine
+        reference = strengths[:, :, mine, mine]
+        ratios = strengths[:, :, other][:, :, [mine, other]] / reference[:, :, None]
+        known = self._units[:, block].abs().sum(2)[[mine, other]] > 0
+        return torch.where((reference > 0)[:, :, None] & known, ratios, torch.nan)
+
+    def _compact(self) -> tuple[np.ndarray, Tensor]:
+        if not self._pending:
+            raise MetricError("Latent scaling was given no activations.")
+        if len(self._pending) > 1:
+            ids, places = np.unique(np.concatenate([ids for ids, _ in self._pending]), return_inverse=True)
+            table = torch.zeros(len(ids), *self._pending[0][1].shape[1:], dtype=torch.float64)
+            table.index_add_(0, torch.from_numpy(places), torch.cat([sums for _, sums in self._pending]))
+            self._pending = [(ids, table)]
+        return self._pending[0]
+
+
+@torch.no_grad()
+def scaled_crosscoder(
+    crosscoder: SparseAutoencoder,
+    batches: Iterable[tuple[Int[Tensor, " n"], Float[Tensor, "n width"]]],
+    models: tuple[str, str] = ("base", "tuned"),
+) -> ScalingSums:
+    """The sums of a crosscoder of two models. `batches`: document ids, and both models' activations side by side, in the order of `models`."""
+    sums = ScalingSums(dict(zip(models, model_decoders(crosscoder.W_dec), strict=True)))
+    for document_ids, x in batches:
+        latents, x_hat = crosscoder(x)
+        errors, rebuilt = ((x - x_hat).chunk(2, 1), (x_hat - crosscoder.b_dec).chunk(2, 1))
+        sums.add(
+            document_ids,
+            latents,
+            dict(zip(models, errors, strict=True)),
+            dict(zip(models, rebuilt, strict=True)),
+        )
+    return sums
+
+
+@torch.no_grad()
+def scaled_sae(
+    own: SparseAutoencoder,
+    other: SparseAutoencoder,
+    batches: Iterable[tuple[Int[Tensor, " n"], Float[Tensor, "n d"], Float[Tensor, "n d"]]],
+) -> ScalingSums:
+    """The sums of one model's SAE against the other model and its SAE, as models "own" and "other".
+
+    `batches`: document ids, the own model's activations and the other's, on the same tokens.
+    """
+    sums = ScalingSums({"own": own.W_dec, "other": None})
+    for document_ids, x_own, x_other in batches:
+        latents, x_hat = own(x_own)
+        rebuilt = other.reconstruct(x_other)
+        sums.add(
+            document_ids,
+            latents,
+            {"own": x_own - x_hat, "other": x_other - rebuilt},
+            {"own": x_hat - own.b_dec, "other": rebuilt - other.b_dec},
+        )
+    return sums
