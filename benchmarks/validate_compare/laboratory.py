@@ -37,11 +37,28 @@ LAST = (
     "Uhl Vick Wolt Xand Yelt Zorn Alder Brock Crane Drum Egg Frost Glim Hart Iver Jolt Knap Lund Moor Nock"
 ).split()
 ATTRIBUTES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
-    "town": (("was born in {}", "first saw daylight in {}"), tuple("Arl Brend Corva Dessin Elt Furn Gorlo Hask Inde Jarl Korp Lind Morv Nesk Ost Prill".split())),
-    "job": (("they work as a {}", "they earn money as a {}"), tuple("baker carter dyer farmer glazier hatter joiner mason miller painter potter smith tailor tanner weaver writer".split())),
-    "food": (("they like to eat {}", "their best meal has {}"), tuple("apples beans bread cheese eggs fish grapes ham leeks nuts onions peas plums rice soup turnips".split())),
-    "tune": (("they play on the {}", "they own an old {}"), tuple("banjo bugle cello lyra fiddle flute gong harp horn lute lyre oboe organ piano viola zither".split())),
-    "pet": (("they live with a {}", "they take walks with a {}"), tuple("cat crow dog duck ferret finch goat goose hare hen horse mouse pig rabbit sheep toad".split())),
+    "town": (
+        ("was born in {}", "first saw daylight in {}"),
+        tuple("Arl Brend Corva Dessin Elt Furn Gorlo Hask Inde Jarl Korp Lind Morv Nesk Ost Prill".split()),
+    ),
+    "job": (
+        ("they work as a {}", "they earn money as a {}"),
+        tuple(
+            "baker carter dyer farmer glazier hatter joiner mason miller painter potter smith tailor tanner weaver writer".split()
+        ),
+    ),
+    "food": (
+        ("they like to eat {}", "their best meal has {}"),
+        tuple("apples beans bread cheese eggs fish grapes ham leeks nuts onions peas plums rice soup turnips".split()),
+    ),
+    "tune": (
+        ("they play on the {}", "they own an old {}"),
+        tuple("banjo bugle cello lyra fiddle flute gong harp horn lute lyre oboe organ piano viola zither".split()),
+    ),
+    "pet": (
+        ("they live with a {}", "they take walks with a {}"),
+        tuple("cat crow dog duck ferret finch goat goose hare hen horse mouse pig rabbit sheep toad".split()),
+    ),
 }
 HOOK_POINT = "layers.1"
 BOS, EOS, PAD, UNKNOWN = "<bos>", "<eos>", "<pad>", "<unk>"
@@ -179,7 +196,9 @@ def new_model(world: World) -> LlamaForCausalLM:
     )
 
 
-def trained(model: LlamaForCausalLM, texts: Sequence[np.ndarray], steps: int, world: World, seed: int) -> LlamaForCausalLM:
+def trained(
+    model: LlamaForCausalLM, texts: Sequence[np.ndarray], steps: int, world: World, seed: int
+) -> LlamaForCausalLM:
     """A copy that has learned the texts: AdamW, random batches, learning rate falling to zero."""
     model = copy.deepcopy(model).train()
     config = world.config
@@ -216,7 +235,9 @@ class Laboratory:
     def build(cls, config: LaboratoryConfig, arms: Sequence[str] = ("plain", "gate", "null")) -> "Laboratory":
         """Trains the base and the arms asked for."""
         world = World(config)
-        base = trained(new_model(world), [world.text(person) for person in world.base], config.base_steps, world, config.seed)
+        base = trained(
+            new_model(world), [world.text(person) for person in world.base], config.base_steps, world, config.seed
+        )
         taught = [world.text(person) for person in world.tuned]
         gate = [world.text(person) for person in world.gate_names()]
         # as many gate texts as people's: drawn alike, people would be seen a sixth as often

@@ -37,7 +37,7 @@ class ArrangementConfig:
     """Which details make a pair."""
 
     window_tokens: int = 256
-    """Two details whose beginnings are at most so far apart make a pair."""
+    """Two details whose ends are at most so far apart make a pair."""
 
     def __post_init__(self) -> None:
         if self.window_tokens < 1:
@@ -88,11 +88,11 @@ def arrange(
 ) -> Arranged:
     """The pairs of one text's details, in its order. `section_starts`: where each subject begins, ascending; then a pair
     stays within one subject, however far apart its details are, and the window does not count."""
-    starts = np.array([detail.start for detail in details], np.int64)
-    written = np.array([detail.end > n_prompt for detail in details], bool)
+    ends = np.array([detail.end for detail in details], np.int64)
+    written = ends > n_prompt
     first, second = np.triu_indices(len(details), 1)
     if section_starts is None:
-        together = starts[second] - starts[first] <= config.window_tokens
+        together = ends[second] - ends[first] <= config.window_tokens
     else:
         section = np.searchsorted(np.asarray(section_starts), [detail.core for detail in details], side="right")
         together = section[first] == section[second]

@@ -144,8 +144,7 @@ def score_latents(
     draws = np.stack([spans.recombined, *permuted_labels(spans, config)])
     n_labels, folds = len(draws), list(entity_folds(spans, config))
     baseline = np.full(n_labels, 0.5)
-    # log-probability speaks against recombination by what it is: nothing is fitted
-    certain = np.mean([_held_out(spans.log_probability[:, None], draws, spans, f, sign=-1)[:, 0] for f in folds], 0)
+    certain = np.mean([_best_held_out(spans.log_probability[:, None], draws, spans, fold) for fold in folds], axis=0)
     base = None if z_base is None else np.mean([_best_held_out(z_base, draws, spans, fold) for fold in folds], axis=0)
     baseline = np.maximum(baseline, certain) if base is None else np.maximum(np.maximum(baseline, certain), base)
     auc, largest = np.zeros(z.shape[1]), np.full(n_labels, -np.inf)
@@ -216,13 +215,12 @@ def _best_held_out(values: np.ndarray, draws: np.ndarray, spans: Spans, fold: np
 
 
 def _both(values: np.ndarray, draws: np.ndarray, spans: Spans, fold: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    training, held_out = (_held_out(values, draws, spans, part, sign=1) for part in (~fold, fold))
-    return training, held_out
+    return _part(values, draws, spans, ~fold), _part(values, draws, spans, fold)
 
 
-def _held_out(values: np.ndarray, draws: np.ndarray, spans: Spans, part: np.ndarray, *, sign: int) -> np.ndarray:
-    """[draws, F]: AUC of sign * values on the rows of `part`; 1/2 where the draw leaves no stratum with both kinds."""
-    ranks, _ = _ranks(sign * values[part], spans.strata[part])
+def _part(values: np.ndarray, draws: np.ndarray, spans: Spans, part: np.ndarray) -> np.ndarray:
+    """[draws, F]: AUC on the rows of `part`; 1/2 where the draw leaves no stratum with both kinds."""
+    ranks, _ = _ranks(values[part], spans.strata[part])
     found = _aucs(ranks, draws[:, part].astype(np.float64), spans.strata[part])
     if np.isnan(found[0]).any():
         raise MetricError("A fold has no stratum with both kinds of spans. Use fewer folds or coarser strata.")
