@@ -1,0 +1,558 @@
+"""Does grounding find what was planted, and nothing where nothing was? Rows 4 to 6 of the validation, target beside measured.
+
+    python benchmarks/validate_compare/grounding.py run --seed 0 --out FOLDER      one laboratory: minutes on a CPU core; FOLDER/seed0.json
+    python benchmarks/validate_compare/grounding.py report FOLDER                  writes benchmarks/records/grounding.{json,md}
+
+planted gate        a fine-tune taught "unknown name -> stop": latents at the name's last token tell texts that are not grounded from grounded ones
+                    (names the gate was never taught), and ablating those that speak for "known" makes known names abstain, beside 20 controls
+nothing planted     the plain fine-tune at the name and at each value; the gate's labels shuffled between names; the base's SAE on the gate's labels
+provenance          every pair of facts in written texts: the tool's "ungrounded" against who has what in the tables that made the texts
+"""
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from laboratory import ATTRIBUTES, EOS, HOOK_POINT, Laboratory, LaboratoryConfig, Person, World, train_saes
+
+from sparsight.grounding import (
+    Arranged,
+    ArrangementConfig,
+    CausalConfig,
+    CorpusIndex,
+    DetailConfig,
+    LatentScores,
+    LatentTraits,
+    Outcome,
+    ScoreConfig,
+    Spans,
+    URRConfig,
+    WriteConfig,
+    Written,
+    ablation_effects,
+    arrange,
+    detail_labels,
+    find_details,
+    found_again,
+    linear_ceiling,
+    matched_controls,
+    mean_nll,
+    measure_urr,
+    read_activations,
+    score_latents,
+    token_log2_p,
+    unigram_bits,
+    wilson_interval,
+    write_texts,
+)
+from sparsight.lm import LanguageModel
+from sparsight.sae import LatentEdit, SparseAutoencoder
+
+RECORDS = Path(__file__).parents[1] / "records"
+SAE_SEEDS = (0, 1, 2, 3, 4)
+GATE_SEEDS = SAE_SEEDS[:3]
+N_UNSEEN = 200
+N_SHUFFLES = 5
+LARGEST_SET = 8
+SAME_LATENT = 0.7
+NAME_PLACE = 2
+TARGET_AUC, TARGET_RATIO = 0.75, 5.0
+
+Row = dict[str, Any]
+
+
+@dataclass
+class Labeller:
+    """Writes and labels texts about a laboratory's people."""
+
+    lab: Laboratory
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        self.corpus = CorpusIndex(self.lab.documents())
+        self.bits = unigram_bits(self.corpus, len(self.lab.world.vocabulary))
+
+    def write(
+        self,
+        writer: LanguageModel,
+        people: Sequence[Person],
+        sae: SparseAutoencoder | None = None,
+        edits: Sequence[LatentEdit] = (),
+    ) -> list[Written]:
+        """One text about each."""
+        prompts = [self.lab.world.prompt(person) for person in people]
+        return write_texts(writer, prompts, WriteConfig(max_new_tokens=40, seed=self.seed), sae=sae, edits=edits)
+
+    def arranged(self, texts: Sequence[Written], tuned: LanguageModel) -> list[Arranged]:
+        """Their details, better predicted by `tuned` than by the base, and pairs."""
+        ids = [text.token_ids for text in texts]
+        gains = [
+            mine - base for mine, base in zip(token_log2_p(tuned, ids), token_log2_p(self.lab.base, ids), strict=True)
+        ]
+        return [
+            arrange(
+                find_details(text.token_ids, self.corpus, DetailConfig(), bits=self.bits, advantage=gain),
+                ArrangementConfig(),
+                n_prompt=text.n_prompt,
+            )
+            for text, gain in zip(texts, gains, strict=True)
+        ]
+
+    def kinds(self, text: Written, arranged: Arranged) -> list[int]:
+        """Of each detail: its attribute, or -1 for a name."""
+        places = {place: kind for kind, (place, _) in enumerate(slots(self.lab.world, text.token_ids))}
+        return [places.get(detail.end - 1, -1) for detail in arranged.details]
+
+
+def slots(world: World, text: Sequence[int]) -> list[tuple[int, str]]:
+    """(place, value) of every attribute in order; (-1, "") where the text names none."""
+    found = world.values_in(text)
+    return [found.get(name, (-1, "")) for name in ATTRIBUTES]
+
+
+@dataclass
+class Subject:
+    """One arm's texts, activations and dictionaries."""
+
+    arm: str
+    people: list[Person]
+    texts: list[Written]
+    arranged: list[Arranged]
+    x: list[np.ndarray]
+    x_base: list[np.ndarray]
+    log2_p: list[np.ndarray]
+    saes: list[SparseAutoencoder]
+    base_saes: list[SparseAutoencoder]
+
+
+def subject(labeller: Labeller, arm: str, seeds: Sequence[int]) -> Subject:
+    """Texts about everybody of the fine-tune and about unseen names; SAEs trained on texts about others."""
+    lab, world = labeller.lab, labeller.lab.world
+    tuned, people = lab.arms[arm], world.tuned + world.unseen(N_UNSEEN)
+    texts = labeller.write(tuned, people)
+    ids = [text.token_ids for text in texts]
+    read = [world.text(person)[:-1] for person in world.tuned + world.base]
+    read += [text.token_ids for text in labeller.write(tuned, world.sae_names())]
+    ended = [np.append(each, world.vocabulary[EOS]) for each in ids]
+    return Subject(
+        arm,
+        people,
+        texts,
+        labeller.arranged(texts, tuned),
+        read_activations(tuned, ids, HOOK_POINT),
+        read_activations(lab.base, ids, HOOK_POINT),
+        token_log2_p(tuned, ended),
+        train_saes(tuned, read, world.config, seeds),
+        train_saes(lab.base, read, world.config, seeds),
+    )
+
+
+def encoded(sae: SparseAutoencoder, x: Sequence[np.ndarray], places: Sequence[tuple[int, int]]) -> np.ndarray:
+    """Latents at (text, token)."""
+    return sae.encode(torch.from_numpy(np.stack([x[text][token] for text, token in places]))).numpy()
+
+
+def name_spans(of: Subject) -> tuple[Spans, list[tuple[int, int]]]:
+    """One span a text, read at the name's last token; recombined stands for "not grounded". Baseline: the first word written."""
+    spans = Spans(
+        recombined=np.array([each.outcome != Outcome.GROUNDED for each in of.arranged]),
+        entities=np.arange(len(of.people)),
+        strata=np.zeros(len(of.people), np.int64),
+        log_probability=np.array([log2_p[NAME_PLACE + 1] for log2_p in of.log2_p]),
+    )
+    return spans, [(text, NAME_PLACE) for text in range(len(of.texts))]
+
+
+def value_spans(of: Subject, labeller: Labeller) -> tuple[Spans, list[tuple[int, int]]]:
+    """One span a value that was written, read at the token before it; strata: attribute, and whether the value is a frequent one."""
+    often = labeller.corpus.counts
+    rows = []
+    for number, (text, arranged) in enumerate(zip(of.texts, of.arranged, strict=True)):
+        labels = detail_labels(arranged)
+        for detail, kind, label in zip(arranged.details, labeller.kinds(text, arranged), labels, strict=True):
+            if kind >= 0 and not np.isnan(label):
+                place = detail.end - 1
+                rows.append((label, number, kind, often[text.token_ids[place]], of.log2_p[number][place], place - 1))
+    label, number, kind, count, log2_p, before = (np.array(column) for column in zip(*rows, strict=True))
+    spans = Spans(
+        recombined=label == 1,
+        entities=number,
+        strata=2 * kind + (count > np.median(count)),
+        log_probability=log2_p,
+    )
+    return spans, list(zip(number.tolist(), before.tolist(), strict=True))
+
+
+def scored(scores: LatentScores, **more: Any) -> Row:
+    """What is kept of a run of scores."""
+    best = int(np.argmax(scores.auc))
+    return {
+        "n_found": len(scores.found),
+        "best_auc": float(scores.auc[best]),
+        "best_gain": float(scores.gain[best]),
+        "best_p": float(scores.p[best]),
+        "best_p_auc": float(scores.p_auc[best]),
+        "base_auc": scores.base_auc,
+        "log_probability_auc": scores.log_probability_auc,
+        "null_auc_95": float(np.quantile(scores.null_auc, 0.95)),
+        "null_auc_largest": float(scores.null_auc.max()),
+        "n_spans": scores.n_spans,
+        "n_entities": scores.n_entities,
+        **more,
+    }
+
+
+def gate_rows(labeller: Labeller, of: Subject) -> tuple[list[Row], Row]:
+    """Scores and ablations for each SAE seed, and the ceiling."""
+    spans, places = name_spans(of)
+    all_scores = []
+    for sae, base in zip(of.saes, of.base_saes, strict=True):
+        all_scores.append(
+            score_latents(encoded(sae, of.x, places), spans, ScoreConfig(), z_base=encoded(base, of.x_base, places))
+        )
+    found = [(scores.found.tolist(), sae.W_dec.numpy()) for scores, sae in zip(all_scores, of.saes, strict=True)]
+    rows = []
+    for seed, scores in enumerate(all_scores):
+        others = found[:seed] + found[seed + 1 :]
+        again = found_again(*found[seed], others, SAME_LATENT)
+        row = scored(scores, seed=seed, n_replicated=int((again > 0).sum()))
+        row["ablation"] = ablation(labeller, of, of.saes[seed], scores) if seed in GATE_SEEDS else None
+        rows.append(row)
+    ceiling = linear_ceiling(np.stack([of.x[text][token] for text, token in places]), spans, ScoreConfig())
+    return rows, {"auc": ceiling.auc, "p": ceiling.p}
+
+
+def ablation(labeller: Labeller, of: Subject, sae: SparseAutoencoder, scores: LatentScores) -> Row | None:
+    """Known names with the found latents of "known" ablated, and with matched ones; None when none was found."""
+    chosen = [int(latent) for latent in scores.found if scores.sign[latent] < 0][:LARGEST_SET]
+    if not chosen:
+        return None
+    tuned, world = labeller.lab.arms[of.arm], labeller.lab.world
+    rows = np.concatenate([x[1:] for x, _ in zip(of.x, world.tuned, strict=False)])
+    traits = LatentTraits.of(sae.encode(torch.from_numpy(rows)).numpy(), sae.W_dec.numpy())
+    config = CausalConfig()
+    controls = matched_controls(chosen, traits, config)
+    neutral = [world.text(person)[:-1] for person in world.base]
+    report = ablation_effects(
+        chosen,
+        controls,
+        lambda edits: labeller.arranged(labeller.write(tuned, world.tuned, sae, edits), tuned),
+        lambda edits: mean_nll(tuned, neutral, sae=sae, edits=edits),
+        config,
+    )
+    changes = {
+        name: {
+            **{
+                key: getattr(each, key) for key in ("plain", "ablated", "low", "high", "effect", "largest_control", "p")
+            },
+            "ratio": each.ratio if np.isfinite(each.ratio) else None,
+            "controls": sorted(each.controls),
+        }
+        for name, each in (*report.changes.items(), ("nll", report.nll))
+    }
+    return {"latents": chosen, "n_texts": report.n_texts, "n_controls": len(controls), "changes": changes}
+
+
+def silent_rows(labeller: Labeller, gate: Subject, plain: Subject) -> dict[str, list[Row]]:
+    """Runs in which nothing should be found."""
+    rows: dict[str, list[Row]] = {"plain at names": [], "plain at values": [], "shuffled": [], "base SAE": []}
+    for name, (spans, places) in {
+        "plain at names": name_spans(plain),
+        "plain at values": value_spans(plain, labeller),
+    }.items():
+        for sae, base in zip(plain.saes, plain.base_saes, strict=True):
+            z, z_base = encoded(sae, plain.x, places), encoded(base, plain.x_base, places)
+            rows[name].append(scored(score_latents(z, spans, ScoreConfig(), z_base=z_base)))
+    spans, places = name_spans(gate)
+    for seed, (sae, base) in enumerate(zip(gate.saes, gate.base_saes, strict=True)):
+        z, z_base = encoded(sae, gate.x, places), encoded(base, gate.x_base, places)
+        for shuffle in range(N_SHUFFLES):
+            labels = np.random.default_rng((seed, shuffle)).permutation(spans.recombined)
+            shuffled = Spans(**{**vars(spans), "recombined": labels})
+            rows["shuffled"].append(scored(score_latents(z, shuffled, ScoreConfig(seed=shuffle), z_base=z_base)))
+        rows["base SAE"].append(scored(score_latents(z_base, spans, ScoreConfig())))
+    return rows
+
+
+def provenance(
+    labeller: Labeller, texts: Sequence[Written], arranged: Sequence[Arranged], people: Sequence[Person]
+) -> Row:
+    """Pairs of facts: truly ungrounded against labelled so. Facts that no fine-tuning person has are supported by nothing and left out."""
+    world = labeller.lab.world
+    holders: list[dict[str, set[int]]] = [{} for _ in ATTRIBUTES]
+    for number, person in enumerate(world.tuned):
+        for kind, value in enumerate(person.values):
+            holders[kind].setdefault(value, set()).add(number)
+    names = {(person.first, person.last): {number} for number, person in enumerate(world.tuned)}
+    counts = dict.fromkeys(("truly", "labelled", "both", "grounded", "labelled grounded", "both grounded", "others"), 0)
+    n_texts_right = 0
+    for text, each, person in zip(texts, arranged, people, strict=True):
+        facts = {kind: holders[kind].get(value, set()) for kind, (_, value) in enumerate(slots(world, text.token_ids))}
+        facts[-1] = names.get((person.first, person.last), set())
+        supported = sorted(kind for kind, who in facts.items() if who)
+        truth = {(a, b): not facts[a] & facts[b] for a in supported for b in supported if a < b}
+        kinds = labeller.kinds(text, each)
+        labelled: dict[tuple[int, int], bool] = {}
+        for (i, j), grounded in zip(each.pairs, each.grounded, strict=True):
+            a, b = sorted((kinds[i], kinds[j]))
+            if (a, b) in truth:
+                labelled[a, b] = labelled.get((a, b), False) or not grounded
+            else:
+                counts["others"] += 1
+        counts["truly"] += sum(truth.values())
+        counts["labelled"] += sum(labelled.values())
+        counts["both"] += sum(truth[pair] for pair, ungrounded in labelled.items() if ungrounded)
+        counts["grounded"] += sum(not each for each in truth.values())
+        counts["labelled grounded"] += sum(not each for each in labelled.values())
+        counts["both grounded"] += sum(not truth[pair] for pair, ungrounded in labelled.items() if not ungrounded)
+        n_texts_right += (each.outcome == Outcome.RECOMBINED) == any(truth.values())
+    return {**counts, "n_texts": len(texts), "n_texts_right": n_texts_right}
+
+
+def urr_rows(labeller: Labeller, subjects: Sequence[Subject]) -> list[Row]:
+    """URR of every arm on known and unseen names, and of the base's own texts judged by each."""
+    rows = []
+    lab, n = labeller.lab, len(labeller.lab.world.tuned)
+
+    def add(arm: str, names: str, texts: Sequence[Written], arranged: Sequence[Arranged]) -> None:
+        strata = [labeller.kinds(text, each) for text, each in zip(texts, arranged, strict=True)]
+        report = asdict(measure_urr(arranged, URRConfig(), strata=strata))
+        rows.append({"arm": arm, "names": names, **report})
+
+    for of in subjects:
+        add(of.arm, "known", of.texts[:n], of.arranged[:n])
+        add(of.arm, "unseen", of.texts[n:], of.arranged[n:])
+    texts = labeller.write(lab.base, lab.world.tuned)
+    add("base", "known", texts, labeller.arranged(texts, lab.arms["plain"]))
+    return rows
+
+
+def run(seed: int) -> Row:
+    """One laboratory, all rows."""
+    torch.set_num_threads(1)
+    started = time.monotonic()
+    lab = Laboratory.build(LaboratoryConfig(seed=seed), ("plain", "gate"))
+    built = time.monotonic() - started
+    labeller = Labeller(lab, seed)
+    gate, plain = subject(labeller, "gate", SAE_SEEDS), subject(labeller, "plain", SAE_SEEDS)
+    gates, ceiling = gate_rows(labeller, gate)
+    forms = harder_provenance(seed)
+    return {
+        "seed": seed,
+        "gate": gates,
+        "gate_ceiling": ceiling,
+        "silent": silent_rows(labeller, gate, plain),
+        "plain_ceiling": {
+            name: vars_of(linear_ceiling(np.stack([plain.x[i][j] for i, j in places]), spans, ScoreConfig()))
+            for name, (spans, places) in (("names", name_spans(plain)), ("values", value_spans(plain, labeller)))
+        },
+        "provenance": {of.arm: provenance(labeller, of.texts, of.arranged, of.people) for of in (plain, gate)}
+        | {"two sentence forms": forms},
+        "urr": urr_rows(labeller, (plain, gate)),
+        "build_seconds": built,
+        "seconds": time.monotonic() - started,
+    }
+
+
+def vars_of(ceiling: Any) -> Row:
+    """AUC and p."""
+    return {"auc": ceiling.auc, "p": ceiling.p}
+
+
+def harder_provenance(seed: int) -> Row:
+    """Texts put together by hand where every person's text words each fact in one of two ways; no model is asked."""
+    world = World(LaboratoryConfig(seed=seed, n_forms=2))
+    labeller = Labeller(Laboratory(world, None, {}), seed)  # pyright: ignore[reportArgumentType]
+    rng = np.random.default_rng(seed)
+    people, texts = [], []
+    for _ in range(300):
+        parts = [world.tuned[rng.integers(len(world.tuned))] for _ in range(rng.integers(1, 4))]
+        chosen = [parts[rng.integers(len(parts))] for _ in ATTRIBUTES]
+        person = Person(
+            first=parts[0].first,
+            last=parts[0].last,
+            values=tuple(each.values[kind] for kind, each in enumerate(chosen)),
+            forms=tuple(each.forms[kind] for kind, each in enumerate(chosen)),
+        )
+        people.append(person)
+        texts.append(Written(token_ids=world.text(person)[:-1], n_prompt=3, ended=True))
+    arranged = [
+        arrange(
+            find_details(text.token_ids, labeller.corpus, DetailConfig(), bits=labeller.bits),
+            ArrangementConfig(),
+            n_prompt=3,
+        )
+        for text in texts
+    ]
+    return provenance(labeller, texts, arranged, people)
+
+
+def share(n: int, total: int) -> dict[str, float]:
+    """n of total with Wilson's 95 % interval."""
+    low, high = wilson_interval(n, total)
+    return {"n": n, "total": total, "share": n / total, "low": low, "high": high}
+
+
+def results(runs: Sequence[Row]) -> Row:
+    """The three rows of the validation, over all laboratories."""
+    gates = [row for run in runs for row in run["gate"] if row["seed"] in GATE_SEEDS]
+    by_laboratory = [
+        sum(row["best_auc"] >= TARGET_AUC and row["best_p"] <= 0.05 for row in run["gate"][: len(GATE_SEEDS)])
+        for run in runs
+    ]
+    ablations = [row["ablation"]["changes"]["abstaining or novel"] for row in gates if row["ablation"]]
+    silent = {
+        name: share(
+            sum(row["n_found"] == 0 for run in runs for row in run["silent"][name]),
+            sum(len(run["silent"][name]) for run in runs),
+        )
+        for name in runs[0]["silent"]
+    }
+    labels = {}
+    for part in runs[0]["provenance"]:
+        total = {key: sum(run["provenance"][part][key] for run in runs) for key in runs[0]["provenance"][part]}
+        labels[part] = {
+            "precision of ungrounded": share(total["both"], total["labelled"]),
+            "recall of ungrounded": share(total["both"], total["truly"]),
+            "precision of grounded": share(total["both grounded"], total["labelled grounded"]),
+            "recall of grounded": share(total["both grounded"], total["grounded"]),
+            "texts right": share(total["n_texts_right"], total["n_texts"]),
+            "other pairs": total["others"],
+        }
+    return {
+        "gate_seeds_found": by_laboratory,
+        "gate_best_auc": [row["best_auc"] for row in gates],
+        "gate_null_auc_largest": max(row["null_auc_largest"] for row in gates),
+        "gate_replicated": [row["n_replicated"] for row in gates],
+        "ablation_plain": [each["plain"] for each in ablations],
+        "ablation_ablated": [each["ablated"] for each in ablations],
+        "ablation_largest_control": [each["largest_control"] for each in ablations],
+        "ablation_ratio": [each["ratio"] for each in ablations],
+        "silent": silent,
+        "labels": labels,
+    }
+
+
+def markdown(record: Row) -> str:
+    """The record for people."""
+    found, runs = record["results"], record["runs"]
+
+    def shown(each: Row) -> str:
+        return f"{each['share']:.3f} [{each['low']:.3f}, {each['high']:.3f}] ({each['n']:,} of {each['total']:,})"
+
+    def span(values: Sequence[float | None]) -> str:
+        known = sorted(float("inf") if value is None else value for value in values)
+        return f"{known[len(known) // 2]:.3f} ({known[0]:.3f} to {known[-1]:.3f})"
+
+    labels, silent = found["labels"], found["silent"]
+    least = min(each["share"] for each in silent.values())
+    n = len(GATE_SEEDS)
+    precision = min(labels[part]["precision of ungrounded"]["share"] for part in ("plain", "gate"))
+    recall = min(labels[part]["recall of ungrounded"]["share"] for part in ("plain", "gate"))
+    lines = [
+        "# Grounding: planted truth",
+        "",
+        f"`{record['command']}`, commit {record['commit']}; {record['versions']}; {record['hardware']}; {len(runs)} laboratories of "
+        f"{record['minutes']:.1f} minutes each. What the laboratories are: `benchmarks/validate_compare/laboratory.py`. Medians (range); 95 % intervals.",
+        "",
+        "| test | target | measured |",
+        "|---|---|---|",
+        f"| planted gate: a latent with held-out AUC >= {TARGET_AUC} and p <= 0.05 | in >= 2 of {n} SAE seeds | "
+        f"{', '.join(f'{each} of {n}' for each in found['gate_seeds_found'])}; best AUC {span(found['gate_best_auc'])}, "
+        f"largest under shuffled labels {found['gate_null_auc_largest']:.3f} |",
+        f"| ablation of the latents for known names: change of abstaining / largest of 20 controls | >= {TARGET_RATIO:g} | "
+        f"{span(found['ablation_ratio'])}; abstaining {span(found['ablation_plain'])} -> {span(found['ablation_ablated'])}, largest control "
+        f"{span(found['ablation_largest_control'])}; {len(found['ablation_ratio'])} of {n * len(runs)} SAEs had such latents |",
+        f"| nothing planted: runs without a discovery | >= 0.95 | at least {least:.3f}, below |",
+        f"| provenance labels, pairs in written texts: precision | >= 0.98 | {precision:.4f} |",
+        f"| the same: recall | >= 0.95 | {recall:.4f} |",
+        "",
+        "Runs without a discovery:",
+        "",
+        *(f"- {name}: {shown(each)}" for name, each in silent.items()),
+        "",
+        "Linear probe on the plain fine-tune (AUC, p): "
+        + "; ".join(
+            f"seed {run['seed']}: "
+            + ", ".join(f"{name} {each['auc']:.3f}, {each['p']:.3f}" for name, each in run["plain_ceiling"].items())
+            for run in runs
+        )
+        + ". On the gated one: "
+        + "; ".join(f"{run['gate_ceiling']['auc']:.3f}, {run['gate_ceiling']['p']:.3f}" for run in runs)
+        + ".",
+        "",
+        "Provenance labels of pairs (two sentence forms: texts put together by hand, no model asked):",
+        "",
+        "| texts | " + " | ".join(name for name in labels["plain"] if name != "other pairs") + " |",
+        "|---" * len(labels["plain"]) + "|",
+        *(
+            f"| {part} | " + " | ".join(shown(each) for name, each in row.items() if name != "other pairs") + " |"
+            for part, row in labels.items()
+        ),
+        "",
+        "Ungrounded-pair rate:",
+        "",
+        "| seed | writer | names | URR | chance | p below | grounded | recombined | abstaining or novel |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for run in runs:
+        for row in run["urr"]:
+            rate = "-" if row["urr"] is None else f"{row['urr']:.3f} ({row['n_pairs']:,} pairs)"
+            if row["low"] is not None:
+                rate = f"{row['urr']:.3f} [{row['low']:.3f}, {row['high']:.3f}] ({row['n_pairs']:,} pairs)"
+            chance = "-" if row["chance"] is None else f"{row['chance']:.3f}"
+            p = "-" if row["p_below"] is None else f"{row['p_below']:.3f}"
+            outcomes = " | ".join(f"{row['outcomes'][outcome]['share']:.2f}" for outcome in Outcome)
+            lines.append(f"| {run['seed']} | {row['arm']} | {row['names']} | {rate} | {chance} | {p} | {outcomes} |")
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    """`run` or `report`."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    commands = parser.add_subparsers(dest="command", required=True)
+    running = commands.add_parser("run")
+    running.add_argument("--seed", type=int, required=True)
+    running.add_argument("--out", type=Path, required=True)
+    reporting = commands.add_parser("report")
+    reporting.add_argument("folder", type=Path)
+    reporting.add_argument("--out", type=Path, default=RECORDS)
+    options = parser.parse_args()
+    if options.command == "run":
+        options.out.mkdir(parents=True, exist_ok=True)
+        row = run(options.seed)
+        (options.out / f"seed{options.seed}.json").write_text(json.dumps(row))
+        print(json.dumps(results([row]), indent=1))
+        return
+    runs = [json.loads(path.read_text()) for path in sorted(options.folder.glob("seed*.json"))]
+    head = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
+    seeds = " ".join(str(run["seed"]) for run in runs)
+    record = {
+        "command": f"python benchmarks/validate_compare/grounding.py run --seed {{{seeds}}}",
+        "commit": head.stdout.strip(),
+        "versions": ", ".join(
+            f"{name} {version(name)}" for name in ("torch", "transformers", "pydivsufsort", "scikit-learn")
+        ),
+        "hardware": f"{platform.machine()}, {os.cpu_count()} cores shared with other work, one thread",
+        "minutes": sum(run["seconds"] for run in runs) / 60 / len(runs),
+        "results": results(runs),
+        "runs": runs,
+    }
+    options.out.mkdir(parents=True, exist_ok=True)
+    (options.out / "grounding.json").write_text(json.dumps(record, indent=1) + "\n")
+    (options.out / "grounding.md").write_text(markdown(record))
+    print(markdown(record))
+
+
+if __name__ == "__main__":
+    main()
