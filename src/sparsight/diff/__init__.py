@@ -17,6 +17,7 @@ from sparsight.diff.where import LayerChange, layer_closure, measure_layers
 
 __all__ = [
     "CHANGES",
+    "LABELS",
     "ClosureRow",
     "ComparedSeeds",
     "DenseDifference",
@@ -24,7 +25,6 @@ __all__ = [
     "DifferenceCode",
     "GapTest",
     "Gaps",
-    "LABELS",
     "LabelConfig",
     "Labelled",
     "LatentScaling",

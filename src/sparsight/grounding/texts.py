@@ -13,11 +13,11 @@ import torch
 from jaxtyping import Float, Int
 
 from sparsight.errors import MetricError
-from sparsight.steering import LatentEditor
-from sparsight.steering.arms import editable
 from sparsight.lm import Decoding, LanguageModel, Piece, Sampler, TokenBatch, make_batches
 from sparsight.metrics import token_cross_entropy
 from sparsight.sae import LatentEdit, SparseAutoencoder
+from sparsight.steering import LatentEditor
+from sparsight.steering.arms import editable
 
 __all__ = ["WriteConfig", "Written", "mean_nll", "read_activations", "token_log2_p", "write_texts"]
 
