@@ -177,6 +177,14 @@ def test_a_tuned_dictionary_adds_its_latents_to_the_base(
         DifferenceCode(code.sae, "both")
 
 
+def test_two_models_that_are_one_have_no_closure(
+    models: dict[str, LanguageModel], store: ActivationStore, splice: SpliceText
+) -> None:
+    rows = curve({"base": models["base"], "tuned": models["base"]}, store, splice, perfect("difference"))
+    assert {row.closure.value for row in rows.values()} == {None}
+    assert rows["random", 4].largest is None
+
+
 def test_dense_rows_stand_beside_the_latents(
     models: dict[str, LanguageModel], store: ActivationStore, splice: SpliceText
 ) -> None:

@@ -25,7 +25,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from sparsight.activations import ActivationBatch
-from sparsight.diff.where import require_effect, run_both
+from sparsight.diff.where import run_both
 from sparsight.errors import MetricError
 from sparsight.lm import LanguageModel
 from sparsight.metrics import DocumentSums, Estimate, SpliceText, token_kl
@@ -155,10 +155,7 @@ def measure_closure(
     hook_point: str,
     forward_tokens: int,
 ) -> DocumentSums:
-    """Sums per document of kl_base and kl_NAME for each patch, over all real tokens; patches see only the tokens that were kept.
-
-    Raises MetricError when the two models predict the same.
-    """
+    """Sums per document of kl_base and kl_NAME for each patch, over all real tokens; patches see only the tokens that were kept."""
     sums: DocumentSums | None = None
     for batch, kept in text.batches(forward_tokens):
         (p_base, before), (p_tuned, after) = (run_both(model, batch, [hook_point]) for model in (base, tuned))
@@ -176,7 +173,6 @@ def measure_closure(
         sums.add(batch.document_ids[batch.mask], columns)
     if sums is None:
         raise MetricError("There is no text to measure closure on. Collect with heldout_tokens above 0.")
-    require_effect(sums)
     return sums
 
 
@@ -198,18 +194,19 @@ def closure_curve(
     """Closure of the top, of random and of the bottom sets of each size, between nothing and the ceiling.
 
     Random sets are drawn from the live latents outside the top set. Sizes beyond half of the live latents, where sets of that size
-    could not be apart, are left out. `dense` adds rows of its own, such as those of `DenseDifference.patches`.
+    could not be apart, are left out. `dense` adds rows of its own, such as those of `DenseDifference.patches`. Every value is None
+    where the two models predict the same.
     """
     live = ranking.order
     sizes = [size for size in sorted(set(sizes)) if size <= len(live) // 2]
     sets = _sets(live, sizes, n_random, seed)
     patches = _latent_patches(code, sets, dense)
     sums = measure_closure(base, tuned, text, patches, hook_point=hook_point, forward_tokens=forward_tokens)
-    drawn = sums.resample(n_resamples=n_resamples, seed=seed)
+    drawn, has_effect = sums.resample(n_resamples=n_resamples, seed=seed), sums.total("kl_base") > 0
 
     def row(name: str, columns: list[str], n_latents: int | None) -> ClosureRow:
         n, minus = len(columns), {f"kl_{column}": -1 for column in columns}
-        closures = [1 - sums.total(f"kl_{column}") / sums.total("kl_base") for column in columns]
+        closures = [1 - sums.total(f"kl_{column}") / sums.total("kl_base") for column in columns if has_effect]
         return ClosureRow(
             name=name,
             n_latents=n_latents,
@@ -217,7 +214,7 @@ def closure_curve(
             of_ceiling=drawn.estimate({"kl_base": n} | minus, {"kl_base": n, "kl_ceiling": -n}),
             above_nothing=_above(drawn, columns),
             n_draws=n,
-            largest=max(closures) if name == "random" else None,
+            largest=max(closures, default=None) if name == "random" else None,
         )
 
     alone = [column.removeprefix("kl_") for column in sums.names[2:]]
