@@ -146,6 +146,19 @@ def test_sets_are_their_own_latents_without_the_bias(
         assert rows[key].closure.value == pytest.approx(by_hand, abs=1e-4)
 
 
+def test_a_named_set_stands_beside_random_ones_of_its_size(
+    models: dict[str, LanguageModel], store: ActivationStore, splice: SpliceText
+) -> None:
+    code = perfect("difference")
+    ranking = rank_latents(code, store.batches("train", 500, hook_points=NAMES), POINT)
+    rows = curve(models, store, splice, code, named={"emergent": ranking.order[:4], "none": []})
+    assert rows["emergent", 4].closure == rows["top", 4].closure
+    assert rows["random:emergent", 4].n_draws == 3
+    assert rows["none", 0].closure == rows["random:none", 0].closure == rows["nothing", None].closure
+    with pytest.raises(MetricError, match="The set many has 40 latents of 64 live ones"):
+        curve(models, store, splice, code, named={"many": range(40)})
+
+
 def test_ranking_is_by_energy_on_the_store_s_rows(store: ActivationStore) -> None:
     scales = torch.linspace(0.5, 3, 2 * D)[:, None]
     signs = torch.cat([torch.eye(D), -torch.eye(D)])
@@ -175,6 +188,14 @@ def test_a_tuned_dictionary_adds_its_latents_to_the_base(
     assert ("top", 1000) not in rows
     with pytest.raises(MetricError, match="kind 'both' codes no difference"):
         DifferenceCode(code.sae, "both")
+
+
+def test_two_models_that_are_one_have_no_closure(
+    models: dict[str, LanguageModel], store: ActivationStore, splice: SpliceText
+) -> None:
+    rows = curve({"base": models["base"], "tuned": models["base"]}, store, splice, perfect("difference"))
+    assert {row.closure.value for row in rows.values()} == {None}
+    assert rows["random", 4].largest is None
 
 
 def test_dense_rows_stand_beside_the_latents(

@@ -102,7 +102,25 @@ def test_a_change_in_one_block_is_found_in_that_block(models: dict[str, Language
 
 
 def test_two_models_that_are_one_have_nothing_to_close(models: dict[str, LanguageModel], splice: SpliceText) -> None:
-    with pytest.raises(MetricError, match="predicts exactly what the base predicts"):
-        layer_closure(models["base"], models["base"], splice, ["layers.1"], forward_tokens=256)
-    (change,) = measure_layers(models["base"], models["base"], splice, ["layers.1"], forward_tokens=256, n_resamples=50)
+    base = models["base"]
+    below, above = layer_closure(base, base, splice, ["layers.1"], forward_tokens=256, n_resamples=50)["layers.1"]
+    assert (below.value, above.value) == (None, None)
+    assert below.n_tokens == len(splice.kept)
+    (change,) = measure_layers(base, base, splice, ["layers.1"], forward_tokens=256, n_resamples=50)
     assert (change.relative_norm.value, change.relative_norm.high) == (0, 0)
+
+
+def test_sinks_of_a_layer_are_left_out_there(models: dict[str, LanguageModel], splice: SpliceText) -> None:
+    pair = models["base"], models["tuned"]
+    every, few = (
+        measure_layers(
+            *pair, splice, ["layers.0", "layers.2"], forward_tokens=10**6, sink_norm_multiple=multiple, n_resamples=50
+        )
+        for multiple in (0.0, 1.2)
+    )
+    ((batch, kept),) = splice.batches(10**6)
+    for i, name in enumerate(("layers.0", "layers.2")):
+        norms = [model.read(batch, [name])[name][kept].norm(dim=1) for model in pair]
+        usual = torch.stack([each <= 1.2 * each.median() for each in norms]).all(0)
+        assert few[i].relative_norm.n_tokens == few[i].cka.n_tokens == int(usual.sum()) < int(splice.kept.sum())
+        assert every[i].relative_norm.n_tokens == int(splice.kept.sum())

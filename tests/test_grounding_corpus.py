@@ -69,6 +69,16 @@ def test_what_the_corpus_lacks_matches_nothing() -> None:
     assert corpus.documents(np.array([], np.int64)).tolist() == [0]
 
 
+def test_documents_of_one_source_count_as_one() -> None:
+    corpus = CorpusIndex([np.array([1, 2]), np.array([3]), np.array([2, 3])], sources=np.array([4, 7, 4]))
+    assert corpus.n_documents == 2
+    assert corpus.documents(np.array([2])).tolist() == [4]
+    assert corpus.documents(np.array([3])).tolist() == [4, 7]
+    assert corpus.documents(np.array([1, 2, 2])).tolist() == []  # sources are joined, texts are not
+    with pytest.raises(TextError, match="one each"):
+        CorpusIndex([np.array([1])], sources=np.array([0, 1]))
+
+
 def test_an_empty_corpus_and_impossible_tokens_are_refused() -> None:
     with pytest.raises(TextError, match="no tokens"):
         CorpusIndex([np.array([], np.int64)])
@@ -128,6 +138,33 @@ def test_what_everybody_says_is_no_detail() -> None:
     assert find_details(template, CORPUS, CONFIG, bits=BITS) == []
     everything = DetailConfig(min_tokens=2, min_surprise_bits=6, max_document_share=1.0)
     assert [len(detail.documents) for detail in find_details(template, CORPUS, everything, bits=BITS)] == [10, 10]
+
+
+def test_another_wording_is_another_detail_unless_only_its_rare_tokens_count() -> None:
+    # document 10 says of person 50 in other words: "job 34 , it is , town 24 was home"
+    other = np.array([50, 34, 60, 61, 60, 24, 62, 63])
+    corpus = CorpusIndex([*(biography(*person) for person in PEOPLE if person[1:] != (4, 4)), other])
+    text = biography(9, 4, 4)[1:]  # town 24 and job 34 as the others word them; only `other` has both
+    bits = unigram_bits(corpus, 70)
+    strict, forgiving = (
+        arrange(
+            find_details(
+                text,
+                corpus,
+                DetailConfig(min_tokens=2, min_surprise_bits=6, max_document_share=0.3, support=support),
+                bits=bits,
+            ),
+            ArrangementConfig(),
+        )
+        for support in ("detail", "key")
+    )
+    assert len(strict.details) == len(forgiving.details) == 2
+    assert (strict.n_pairs, strict.n_ungrounded) == (1, 1)
+    assert (forgiving.n_pairs, forgiving.n_ungrounded) == (1, 0)
+    last = len(corpus.documents(text[:0])) - 1
+    assert [last in detail.documents for detail in forgiving.details] == [True, True]
+    with pytest.raises(MetricError, match="support = 'half'"):
+        DetailConfig(support="half")
 
 
 def test_details_need_bits_and_tokens() -> None:

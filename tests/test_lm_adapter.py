@@ -1,5 +1,6 @@
 """Adapters: on, they are the merged model; off, they are the base; what is more than a LoRA of this base is refused."""
 
+import copy
 import json
 from pathlib import Path
 
@@ -117,8 +118,11 @@ def test_gpt2_s_matrices_lie_the_other_way_round(tmp_path: Path, whole: Language
     (tmp_path / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "r": 2, "lora_alpha": 4}))
     model = LanguageModel.from_module(module, whole.tokenizer)
     tuned = model.with_adapters({"tuned": Adapter.read(tmp_path)})["tuned"].logits(batch)
+    merged = copy.deepcopy(module)
+    Adapter.read(tmp_path).fit(merged).merge()
     with torch.no_grad():
         module.transformer.h[0].attn.c_attn.weight += 2 * (B @ A).T
+    torch.testing.assert_close(merged.transformer.h[0].attn.c_attn.weight, module.transformer.h[0].attn.c_attn.weight)
     torch.testing.assert_close(tuned, model.logits(batch), atol=1e-4, rtol=1e-4)
 
 

@@ -36,7 +36,7 @@ from sparsight.recipe import TrainConfig
 from sparsight.sae import SAEConfig
 from sparsight.train import train_saes
 
-HELDOUT = 0.12
+HELDOUT = 0.1  # as in the fine-tune, so that what is scored was held out from it as well
 FORWARD_TOKENS = 1024
 
 
@@ -45,8 +45,8 @@ def main() -> None:
     parser.add_argument("folder", type=Path, help="what examples/false-facts/run.py wrote")
     parser.add_argument("--model", default="smollm2-135m-instruct")
     parser.add_argument("--layer", type=int, default=15)
-    parser.add_argument("--tokens", type=int, default=24_000, help="train tokens")
-    parser.add_argument("--scored", type=int, default=1200, help="held-out tokens on which closure is measured")
+    parser.add_argument("--tokens", type=int, default=20_000, help="train tokens")
+    parser.add_argument("--scored", type=int, default=1500, help="held-out tokens on which closure is measured")
     parser.add_argument("--latents", type=int, default=1152)
     parser.add_argument("--epochs", type=int, default=12)
     parser.add_argument("--dtype", default="bfloat16")
@@ -100,7 +100,7 @@ class Trial:
             "ordinary": TextConfig(builtin="probe-text", context_tokens=128),
             "invented": TextConfig(files=(str(self.folder / "biographies.jsonl"),), context_tokens=128),
         }
-        each = options.tokens  # more than is captured: half of the rows come of each
+        each = round(0.6 * options.tokens)  # a tenth is held out, another masked
         mixture = mix_texts(sources, self.models["base"].tokenizer, self.folder / "mixed.jsonl", tokens_each=each)
         self.found.setdefault("mixture", mixture.to_json())
         text = TextConfig(
@@ -210,7 +210,8 @@ class Trial:
 
         def of(name: str, size: int | None, key: str = "closure") -> str:
             found = rows[name, size][key]
-            return f"{found['value']:.3f} [{found['low']:.3f}, {found['high']:.3f}]"
+            value, low, high = (found[each] if found[each] is not None else np.nan for each in ("value", "low", "high"))
+            return f"{value:.3f} [{low:.3f}, {high:.3f}]"
 
         print(f"diff-SAE: {self.found['sae']['result']}; live latents {self.found.get('live_latents')}")
         for name, size in rows:

@@ -55,6 +55,7 @@ from sparsight.grounding import (
     wilson_interval,
     write_texts,
 )
+from sparsight.grounding.details import SUPPORTS
 from sparsight.lm import LanguageModel
 from sparsight.sae import LatentEdit, SparseAutoencoder
 
@@ -112,6 +113,10 @@ class Labeller:
         """Of each detail: its attribute, or -1 for a name."""
         places = {place: kind for kind, (place, _) in enumerate(slots(self.lab.world, text.token_ids))}
         return [places.get(detail.end - 1, -1) for detail in arranged.details]
+
+    def all_kinds(self, texts: Sequence[Written], arranged: Sequence[Arranged]) -> list[list[int]]:
+        """The same for many texts."""
+        return [self.kinds(text, each) for text, each in zip(texts, arranged, strict=True)]
 
 
 def slots(world: World, text: Sequence[int]) -> list[tuple[int, str]]:
@@ -285,10 +290,16 @@ def silent_rows(labeller: Labeller, gate: Subject, plain: Subject) -> dict[str, 
 
 
 def provenance(
-    labeller: Labeller, texts: Sequence[Written], arranged: Sequence[Arranged], people: Sequence[Person]
+    world: World,
+    texts: Sequence[Written],
+    arranged: Sequence[Arranged],
+    kinds: Sequence[Sequence[int]],
+    people: Sequence[Person],
 ) -> Row:
-    """Pairs of facts: truly ungrounded against labelled so. Facts that no fine-tuning person has are supported by nothing and left out."""
-    world = labeller.lab.world
+    """Pairs of facts: truly ungrounded against labelled so. `kinds`: of each detail.
+
+    Facts that no fine-tuning person has are supported by nothing and left out.
+    """
     holders: list[dict[str, set[int]]] = [{} for _ in ATTRIBUTES]
     for number, person in enumerate(world.tuned):
         for kind, value in enumerate(person.values):
@@ -296,15 +307,14 @@ def provenance(
     names = {(person.first, person.last): {number} for number, person in enumerate(world.tuned)}
     counts = dict.fromkeys(("truly", "labelled", "both", "grounded", "labelled grounded", "both grounded", "others"), 0)
     n_texts_right = 0
-    for text, each, person in zip(texts, arranged, people, strict=True):
+    for text, each, kind_of, person in zip(texts, arranged, kinds, people, strict=True):
         facts = {kind: holders[kind].get(value, set()) for kind, (_, value) in enumerate(slots(world, text.token_ids))}
         facts[-1] = names.get((person.first, person.last), set())
         supported = sorted(kind for kind, who in facts.items() if who)
         truth = {(a, b): not facts[a] & facts[b] for a in supported for b in supported if a < b}
-        kinds = labeller.kinds(text, each)
         labelled: dict[tuple[int, int], bool] = {}
         for (i, j), grounded in zip(each.pairs, each.grounded, strict=True):
-            a, b = sorted((kinds[i], kinds[j]))
+            a, b = sorted((kind_of[i], kind_of[j]))
             if (a, b) in truth:
                 labelled[a, b] = labelled.get((a, b), False) or not grounded
             else:
@@ -325,8 +335,7 @@ def urr_rows(labeller: Labeller, subjects: Sequence[Subject]) -> list[Row]:
     lab, n = labeller.lab, len(labeller.lab.world.tuned)
 
     def add(arm: str, names: str, texts: Sequence[Written], arranged: Sequence[Arranged]) -> None:
-        strata = [labeller.kinds(text, each) for text, each in zip(texts, arranged, strict=True)]
-        report = asdict(measure_urr(arranged, URRConfig(), strata=strata))
+        report = asdict(measure_urr(arranged, URRConfig(), strata=labeller.all_kinds(texts, arranged)))
         rows.append({"arm": arm, "names": names, **report})
 
     for of in subjects:
@@ -346,7 +355,11 @@ def run(seed: int) -> Row:
     labeller = Labeller(lab, seed)
     gate, plain = subject(labeller, "gate", SAE_SEEDS), subject(labeller, "plain", SAE_SEEDS)
     gates, ceiling = gate_rows(labeller, gate)
-    forms = harder_provenance(seed)
+    harder = {
+        f"two wordings, {unit} a token, support = {support}": harder_provenance(seed, support, letters)
+        for unit, letters in (("a word", 0), ("3 letters", 3))
+        for support in SUPPORTS
+    }
     return {
         "seed": seed,
         "gate": gates,
@@ -356,8 +369,11 @@ def run(seed: int) -> Row:
             name: vars_of(linear_ceiling(np.stack([plain.x[i][j] for i, j in places]), spans, ScoreConfig()))
             for name, (spans, places) in (("names", name_spans(plain)), ("values", value_spans(plain, labeller)))
         },
-        "provenance": {of.arm: provenance(labeller, of.texts, of.arranged, of.people) for of in (plain, gate)}
-        | {"two sentence forms": forms},
+        "provenance": {
+            of.arm: provenance(lab.world, of.texts, of.arranged, labeller.all_kinds(of.texts, of.arranged), of.people)
+            for of in (plain, gate)
+        }
+        | harder,
         "urr": urr_rows(labeller, (plain, gate)),
         "build_seconds": built,
         "seconds": time.monotonic() - started,
@@ -369,32 +385,52 @@ def vars_of(ceiling: Any) -> Row:
     return {"auc": ceiling.auc, "p": ceiling.p}
 
 
-def harder_provenance(seed: int) -> Row:
-    """Texts put together by hand where every person's text words each fact in one of two ways; no model is asked."""
+def harder_provenance(seed: int, support: str, letters: int = 0) -> Row:
+    """Texts put together by hand where every person's text words each fact in one of two ways; no model is asked.
+
+    `letters`: tokens are so many letters long, as a tokenizer cuts words it does not know; 0: a token a word.
+    """
     world = World(LaboratoryConfig(seed=seed, n_forms=2))
-    labeller = Labeller(Laboratory(world, None, {}), seed)  # pyright: ignore[reportArgumentType]
+    cut = Fragments(world, letters)
+    corpus = CorpusIndex([cut.tokens(world.text(person)[:-1]) for person in world.tuned])
+    bits = unigram_bits(corpus, len(cut.vocabulary))
     rng = np.random.default_rng(seed)
-    people, texts = [], []
+    people, texts, arranged, kinds = [], [], [], []
     for _ in range(300):
         parts = [world.tuned[rng.integers(len(world.tuned))] for _ in range(rng.integers(1, 4))]
         chosen = [parts[rng.integers(len(parts))] for _ in ATTRIBUTES]
-        person = Person(
-            first=parts[0].first,
-            last=parts[0].last,
-            values=tuple(each.values[kind] for kind, each in enumerate(chosen)),
-            forms=tuple(each.forms[kind] for kind, each in enumerate(chosen)),
-        )
-        people.append(person)
-        texts.append(Written(token_ids=world.text(person)[:-1], n_prompt=3, ended=True))
-    arranged = [
-        arrange(
-            find_details(text.token_ids, labeller.corpus, DetailConfig(), bits=labeller.bits),
-            ArrangementConfig(),
-            n_prompt=3,
-        )
-        for text in texts
-    ]
-    return provenance(labeller, texts, arranged, people)
+        values = tuple(each.values[kind] for kind, each in enumerate(chosen))
+        forms = tuple(each.forms[kind] for kind, each in enumerate(chosen))
+        people.append(Person(first=parts[0].first, last=parts[0].last, values=values, forms=forms))
+        words = world.text(people[-1])[:-1]
+        texts.append(Written(token_ids=words, n_prompt=3, ended=True))
+        tokens = cut.tokens(words)
+        details = find_details(tokens, corpus, DetailConfig(support=support), bits=bits)
+        arranged.append(arrange(details, ArrangementConfig(), n_prompt=len(cut.tokens(words[:3]))))
+        word_of = np.repeat(np.arange(len(words)), [len(cut.tokens(words[i : i + 1])) for i in range(len(words))])
+        places = {place: kind for kind, (place, _) in enumerate(slots(world, words))}
+        kinds.append([places.get(int(word_of[detail.end - 1]), -1) for detail in details])
+    return provenance(world, texts, arranged, kinds, people)
+
+
+class Fragments:
+    """Words cut into tokens of a few letters, the first of each marked; 0 letters leave them whole."""
+
+    def __init__(self, world: World, letters: int) -> None:
+        self._pieces = {i: self._cut(word, letters) for word, i in world.vocabulary.items()}
+        found = sorted({piece for pieces in self._pieces.values() for piece in pieces})
+        self.vocabulary = {piece: i for i, piece in enumerate(found)}
+
+    def tokens(self, words: Sequence[int]) -> np.ndarray:
+        """Of a text of words."""
+        return np.array([self.vocabulary[piece] for word in words for piece in self._pieces[int(word)]], np.int64)
+
+    @staticmethod
+    def _cut(word: str, letters: int) -> list[str]:
+        if not letters or word.startswith("<"):
+            return [word]
+        marked = " " + word
+        return [marked[i : i + letters] for i in range(0, len(marked), letters)]
 
 
 def share(n: int, total: int) -> dict[str, float]:
@@ -463,7 +499,7 @@ def markdown(record: Row) -> str:
         "# Grounding: planted truth",
         "",
         f"`{record['command']}`, commit {record['commit']}; {record['versions']}; {record['hardware']}; {len(runs)} laboratories of "
-        f"{record['minutes']:.1f} minutes each. What the laboratories are: `benchmarks/validate_compare/laboratory.py`. Medians (range); 95 % intervals.",
+        f"{record['minutes']:.1f} minutes each, described in `benchmarks/validate_compare/laboratory.py`. Medians (range); 95 % intervals.",
         "",
         "| test | target | measured |",
         "|---|---|---|",
@@ -491,7 +527,7 @@ def markdown(record: Row) -> str:
         + "; ".join(f"{run['gate_ceiling']['auc']:.3f}, {run['gate_ceiling']['p']:.3f}" for run in runs)
         + ".",
         "",
-        "Provenance labels of pairs (two sentence forms: texts put together by hand, no model asked):",
+        "Provenance labels of pairs (two wordings: texts put together by hand, no model asked):",
         "",
         "| texts | " + " | ".join(name for name in labels["plain"] if name != "other pairs") + " |",
         "|---" * len(labels["plain"]) + "|",

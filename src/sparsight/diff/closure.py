@@ -25,7 +25,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from sparsight.activations import ActivationBatch
-from sparsight.diff.where import require_effect, run_both
+from sparsight.diff.where import run_both
 from sparsight.errors import MetricError
 from sparsight.lm import LanguageModel
 from sparsight.metrics import DocumentSums, Estimate, SpliceText, token_kl
@@ -110,7 +110,7 @@ class ClosureRow:
     """One set's closure."""
 
     name: str
-    """nothing, bias, latents, all, error, ceiling; top, random, bottom; or what a dense bar is called."""
+    """nothing, bias, latents, all, error, ceiling; top, random, bottom; a named set and random:NAME; or what a dense bar is called."""
     n_latents: int | None
     """Size of the set; None where the row is no set."""
     closure: Estimate
@@ -155,10 +155,7 @@ def measure_closure(
     hook_point: str,
     forward_tokens: int,
 ) -> DocumentSums:
-    """Sums per document of kl_base and kl_NAME for each patch, over all real tokens; patches see only the tokens that were kept.
-
-    Raises MetricError when the two models predict the same.
-    """
+    """Sums per document of kl_base and kl_NAME for each patch, over all real tokens; patches see only the tokens that were kept."""
     sums: DocumentSums | None = None
     for batch, kept in text.batches(forward_tokens):
         (p_base, before), (p_tuned, after) = (run_both(model, batch, [hook_point]) for model in (base, tuned))
@@ -176,7 +173,6 @@ def measure_closure(
         sums.add(batch.document_ids[batch.mask], columns)
     if sums is None:
         raise MetricError("There is no text to measure closure on. Collect with heldout_tokens above 0.")
-    require_effect(sums)
     return sums
 
 
@@ -190,6 +186,7 @@ def closure_curve(
     hook_point: str,
     sizes: Sequence[int],
     forward_tokens: int,
+    named: Mapping[str, Sequence[int]] | None = None,
     dense: Patches | None = None,
     n_random: int = 3,
     n_resamples: int = 1000,
@@ -197,53 +194,67 @@ def closure_curve(
 ) -> tuple[ClosureRow, ...]:
     """Closure of the top, of random and of the bottom sets of each size, between nothing and the ceiling.
 
-    Random sets are drawn from the live latents outside the top set. Sizes beyond half of the live latents, where sets of that size
-    could not be apart, are left out. `dense` adds rows of its own, such as those of `DenseDifference.patches`.
+    Random sets are drawn from the live latents outside the set they stand beside. Sizes beyond half of the live latents, where sets of
+    that size could not be apart, are left out. `named` sets, such as the emergent latents, are measured too, each with random sets of
+    its size under random:NAME. `dense` adds rows of its own, such as those of `DenseDifference.patches`. Every value is None where
+    the two models predict the same. Raises MetricError for a named set with more than half of the live latents.
     """
-    live = ranking.order
-    sizes = [size for size in sorted(set(sizes)) if size <= len(live) // 2]
-    sets = _sets(live, sizes, n_random, seed)
+    plan = _plan_sets(ranking.order, sizes, named or {}, n_random, seed)
+    sets = {column: members for columns in plan.values() for column, members in columns.items()}
     patches = _latent_patches(code, sets, dense)
     sums = measure_closure(base, tuned, text, patches, hook_point=hook_point, forward_tokens=forward_tokens)
     drawn = sums.resample(n_resamples=n_resamples, seed=seed)
-
-    def row(name: str, columns: list[str], n_latents: int | None) -> ClosureRow:
-        n, minus = len(columns), {f"kl_{column}": -1 for column in columns}
-        closures = [1 - sums.total(f"kl_{column}") / sums.total("kl_base") for column in columns]
-        return ClosureRow(
-            name=name,
-            n_latents=n_latents,
-            closure=drawn.estimate({"kl_base": n} | minus, {"kl_base": n}),
-            of_ceiling=drawn.estimate({"kl_base": n} | minus, {"kl_base": n, "kl_ceiling": -n}),
-            above_nothing=_above(drawn, columns),
-            n_draws=n,
-            largest=max(closures) if name == "random" else None,
-        )
-
-    alone = [column.removeprefix("kl_") for column in sums.names[2:]]
-    rows = [row(name, [name], None) for name in alone if name not in sets]
-    for size in sizes:
-        rows.append(row("top", [f"top-{size}"], size))
-        rows.append(row("random", [f"random-{size}-{draw}" for draw in range(n_random)], size))
-        rows.append(row("bottom", [f"bottom-{size}"], size))
+    alone = [name for column in sums.names[2:] if (name := column.removeprefix("kl_")) not in sets]
+    rows = [_row(sums, drawn, name, [name], None) for name in alone]
+    rows += [_row(sums, drawn, name, list(columns), size) for (name, size), columns in plan.items()]
     return tuple(rows)
 
 
-def _above(drawn: Any, columns: list[str]) -> Estimate:
-    n = len(columns)
-    numerator = {f"kl_{column}": -1 for column in columns}
-    numerator["kl_nothing"] = numerator.get("kl_nothing", 0) + n
-    return drawn.estimate(numerator, {"kl_nothing": n, "kl_ceiling": -n})
+_Plan = dict[tuple[str, int], dict[str, np.ndarray]]
+"""Name and size of a row -> column -> latents; several columns are averaged."""
 
 
-def _sets(live: np.ndarray, sizes: Sequence[int], n_random: int, seed: int) -> dict[str, np.ndarray]:
-    sets = {}
-    for size in sizes:
-        sets[f"top-{size}"], sets[f"bottom-{size}"] = live[:size], live[-size:]
-        for draw in range(n_random):
-            rng = np.random.default_rng((seed, size, draw))
-            sets[f"random-{size}-{draw}"] = rng.choice(live[size:], size, replace=False)
-    return sets
+def _plan_sets(
+    live: np.ndarray, sizes: Sequence[int], named: Mapping[str, Sequence[int]], n_random: int, seed: int
+) -> _Plan:
+    def beside(members: np.ndarray, name: str) -> dict[str, np.ndarray]:
+        others = np.setdiff1d(live, members)
+        rng = np.random.default_rng((seed, len(members)))
+        return {f"{name}-{draw}": rng.choice(others, len(members), replace=False) for draw in range(n_random)}
+
+    plan: _Plan = {}
+    for size in sorted(set(sizes)):
+        if size <= len(live) // 2:
+            plan["top", size] = {f"top-{size}": live[:size]}
+            plan["random", size] = beside(live[:size], f"random-{size}")
+            plan["bottom", size] = {f"bottom-{size}": live[-size:]}
+    for name, latents in named.items():
+        members = np.unique(np.asarray(latents, dtype=np.int64))
+        if len(np.setdiff1d(live, members)) < len(members):
+            raise MetricError(
+                f"The set {name} has {len(members)} latents of {len(live)} live ones: too few are left to draw a random set of "
+                "its size from. Train a wider dictionary, or name fewer latents."
+            )
+        plan[name, len(members)] = {f"set-{name}": members}
+        plan[f"random:{name}", len(members)] = beside(members, f"random-{name}")
+    return plan
+
+
+def _row(sums: DocumentSums, drawn: Any, name: str, columns: list[str], n_latents: int | None) -> ClosureRow:
+    n, total = len(columns), sums.total("kl_base")
+    minus = {f"kl_{column}": -1 for column in columns}
+    below_nothing = dict(minus)
+    below_nothing["kl_nothing"] = below_nothing.get("kl_nothing", 0) + n
+    closures = [1 - sums.total(column) / total for column in minus if total > 0]
+    return ClosureRow(
+        name=name,
+        n_latents=n_latents,
+        closure=drawn.estimate({"kl_base": n} | minus, {"kl_base": n}),
+        of_ceiling=drawn.estimate({"kl_base": n} | minus, {"kl_base": n, "kl_ceiling": -n}),
+        above_nothing=drawn.estimate(below_nothing, {"kl_nothing": n, "kl_ceiling": -n}),
+        n_draws=n,
+        largest=max(closures, default=None) if name.startswith("random") else None,
+    )
 
 
 def _latent_patches(code: DifferenceCode, sets: Mapping[str, np.ndarray], dense: Patches | None) -> Patches:

@@ -18,10 +18,10 @@ from math import sqrt
 from typing import Any
 
 import torch
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from sparsight.diff.alignment import CKASums
-from sparsight.errors import MetricError
 from sparsight.lm import LanguageModel
 from sparsight.metrics import DocumentSums, Estimate, SpliceText, token_kl
 
@@ -52,28 +52,33 @@ def measure_layers(
     hook_points: Sequence[str],
     *,
     forward_tokens: int,
+    sink_norm_multiple: float = 10.0,
     n_resamples: int = 1000,
     seed: int = 0,
 ) -> tuple[LayerChange, ...]:
-    """CKA and relative norm at each hook point, one forward pass of each model in all."""
+    """CKA and relative norm at each hook point, one forward pass of each model in all.
+
+    A token whose norm in either model exceeds `sink_norm_multiple` times the batch's median is left out at that hook point: a
+    store masks the sinks of its own hook points, and other layers have others. 0: none is.
+    """
     alignments = {name: CKASums() for name in hook_points}
-    sums = DocumentSums([f"{kind}_{name}" for name in hook_points for kind in ("difference", "base")])
+    sums = {name: DocumentSums(["difference", "base"]) for name in hook_points}
     for batch, kept in text.batches(forward_tokens):
         documents = batch.document_ids[kept]
         before, after = (model.read(batch, hook_points) for model in (base, tuned))
-        columns = {}
         for name in hook_points:
             x, y = (found[name][kept.to(found[name].device)].float() for found in (before, after))
-            alignments[name].add(x, y, n_documents=len(documents.unique()))
-            columns[f"difference_{name}"] = (y - x).square().sum(1)
-            columns[f"base_{name}"] = x.square().sum(1)
-        sums.add(documents, columns)
-    drawn = sums.resample(n_resamples=n_resamples, seed=seed)
+            usual = _usual(x, sink_norm_multiple) & _usual(y, sink_norm_multiple)
+            x, y, ids = x[usual], y[usual], documents[usual.cpu()]
+            alignments[name].add(x, y, n_documents=len(ids.unique()))
+            sums[name].add(ids, {"difference": (y - x).square().sum(1), "base": x.square().sum(1)})
     return tuple(
         LayerChange(
             hook_point=name,
             cka=alignments[name].estimate(n_resamples=n_resamples, seed=seed),
-            relative_norm=_root(drawn.estimate({f"difference_{name}": 1}, {f"base_{name}": 1})),
+            relative_norm=_root(
+                sums[name].resample(n_resamples=n_resamples, seed=seed).estimate({"difference": 1}, {"base": 1})
+            ),
         )
         for name in hook_points
     )
@@ -90,7 +95,7 @@ def layer_closure(
     n_resamples: int = 1000,
     seed: int = 0,
 ) -> dict[str, tuple[Estimate, Estimate]]:
-    """Hook point -> (from_below, from_above). Raises MetricError when the two models predict the same: there is nothing to close."""
+    """Hook point -> (from_below, from_above). Their values are None where the two models predict the same: nothing is to be closed."""
     sums = DocumentSums(["kl_base", *(f"kl_{side}_{name}" for name in hook_points for side in ("below", "above"))])
     for batch, _ in text.batches(forward_tokens):
         (p_base, before), (p_tuned, after) = (run_both(model, batch, hook_points) for model in (base, tuned))
@@ -103,7 +108,6 @@ def layer_closure(
                 columns[f"kl_{side}_{name}"] = token_kl(p_tuned, logits[scored])
                 del logits
         sums.add(batch.document_ids[batch.mask], columns)
-    require_effect(sums)
     drawn = sums.resample(n_resamples=n_resamples, seed=seed)
     return {
         name: tuple(
@@ -128,13 +132,9 @@ def run_both(model: LanguageModel, batch: Any, hook_points: Sequence[str]) -> tu
     return logits, found
 
 
-def require_effect(sums: DocumentSums) -> None:
-    """Raises MetricError where the fine-tune predicts what the base predicts."""
-    if not sums.total("kl_base") > 0:
-        raise MetricError(
-            "The fine-tune predicts exactly what the base predicts on this text, so no change can be closed. "
-            "Give text that the fine-tuning was about, or check that the two are different models."
-        )
+def _usual(rows: Float[Tensor, "n d"], multiple: float) -> Bool[Tensor, " n"]:
+    norms = torch.linalg.vector_norm(rows, dim=1)
+    return norms <= multiple * norms.median() if multiple and len(rows) else norms >= 0
 
 
 def _constant(value: Tensor) -> Callable[[Tensor], Tensor]:

@@ -45,10 +45,13 @@ class Matches:
 
 
 class CorpusIndex:
-    """Documents and their suffix array; numbers of documents are their places in what was given."""
+    """Documents and their suffix array; numbers of documents are their places in what was given, or the `sources` given with them."""
 
-    def __init__(self, documents: Sequence[Int[np.ndarray, " n"]]) -> None:
-        """`documents`: token ids from 0 up. Raises TextError when there is nothing in them, MetricError without pydivsufsort."""
+    def __init__(
+        self, documents: Sequence[Int[np.ndarray, " n"]], *, sources: Int[np.ndarray, " documents"] | None = None
+    ) -> None:
+        """`documents`: token ids from 0 up. `sources`: a number from 0 up for each, the same where several tell of one subject
+        and shall count as one document. Raises TextError when there are no tokens, MetricError without pydivsufsort."""
         lengths = np.array([len(document) for document in documents], np.int64)
         if lengths.sum() == 0:
             raise TextError(
@@ -57,13 +60,16 @@ class CorpusIndex:
         tokens = np.concatenate([np.asarray(document, np.int64) for document in documents])
         if tokens.min() < 0 or tokens.max() > _LARGEST_TOKEN:
             raise TextError(f"Token ids run from {tokens.min()} to {tokens.max()}; expected 0 to {_LARGEST_TOKEN}.")
-        self.n_documents, self.n_tokens = len(documents), len(tokens)
+        if sources is not None and len(sources) != len(documents):
+            raise TextError(f"{len(documents)} documents came with {len(sources)} sources; expected one each.")
+        of = np.arange(len(documents)) if sources is None else np.asarray(sources)
+        self.n_documents, self.n_tokens = len(np.unique(of)), len(tokens)
         self.counts = np.bincount(tokens)
         # a mark, 0, stands behind each document; no text holds it
         self._tokens = np.zeros(len(tokens) + len(documents), np.uint32)
         self._tokens[np.arange(len(tokens)) + np.repeat(np.arange(len(documents)), lengths)] = tokens + 1
         self._order = _suffix_array(self._tokens)
-        self._documents = np.searchsorted(np.cumsum(lengths + 1), self._order, side="right").astype(np.int32)
+        self._documents = of[np.searchsorted(np.cumsum(lengths + 1), self._order, side="right")].astype(np.int32)
         self._rows = range(len(self._order))
         self._holders: dict[tuple[int, int], np.ndarray] = {}
 

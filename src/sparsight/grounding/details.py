@@ -11,11 +11,15 @@ Runs are cut because a text copied from one document is one run: taken whole it 
 ungrounded pairs would be computed from the others alone. A run that many documents hold (a template, a phrase) grounds nothing and tells
 nothing, so it is no detail however many bits it has.
 
+Two wordings of one fact are two details, and a pair of facts that its document words otherwise comes out as ungrounded. support = "key" asks only
+for the rare tokens of each ("Paris", not "was born in Paris"): it forgives wordings, and takes any document with both words for a witness.
+
 Trade-off: a value of several tokens is cut where it becomes rare enough, so its support is that of its beginning: rather too wide
 ("grounded" where it is not) than too narrow.
 """
 
 from dataclasses import dataclass
+from functools import reduce
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -23,7 +27,9 @@ from jaxtyping import Float, Int
 from sparsight.errors import MetricError
 from sparsight.grounding.corpus import CorpusIndex
 
-__all__ = ["Detail", "DetailConfig", "find_details", "unigram_bits"]
+__all__ = ["SUPPORTS", "Detail", "DetailConfig", "find_details", "unigram_bits"]
+
+SUPPORTS = ("detail", "key")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +44,8 @@ class DetailConfig:
     """Share of the fine-tuning documents that may hold what is new in it."""
     min_advantage_bits: float = 0.0
     """The fine-tune's log2-probability of it must exceed the base's by more than this."""
+    support: str = "detail"
+    """Who holds it: detail, the documents with all of it | key, those with its rare tokens, in whatever wording."""
 
     def __post_init__(self) -> None:
         if self.min_tokens < 1 or self.min_surprise_bits < 0 or not 0 < self.max_document_share <= 1:
@@ -45,6 +53,8 @@ class DetailConfig:
                 f"details: min_tokens = {self.min_tokens}, min_surprise_bits = {self.min_surprise_bits}, max_document_share = "
                 f"{self.max_document_share}; expected at least 1, at least 0, and a share above 0 and at most 1."
             )
+        if self.support not in SUPPORTS:
+            raise MetricError(f"details: support = {self.support!r}; expected one of {', '.join(SUPPORTS)}.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,5 +139,16 @@ def _next_piece(
         while start >= first and before[end] - before[start] < config.min_surprise_bits:
             start -= 1
         if start >= first and len(corpus.holders(low, high)) <= most:
+            if config.support == "key":
+                return start, end, _key_holders(text[start:end], corpus, most)
             return start, end, corpus.holders(low, high) if start == core else corpus.documents(text[start:end])
     return None
+
+
+def _key_holders(piece: np.ndarray, corpus: CorpusIndex, most: float) -> np.ndarray:
+    """Documents with every token of the piece that at most `most` of them hold; without such tokens, with its shortest end that they do."""
+    rare = [documents for token in piece if len(documents := corpus.documents(token[None])) <= most]
+    if rare:
+        return reduce(np.intersect1d, rare)
+    ends = (corpus.documents(piece[start:]) for start in range(len(piece) - 2, -1, -1))
+    return next(documents for documents in ends if len(documents) <= most)

@@ -230,8 +230,8 @@ def _added(part: LowRank, strength: float) -> Callable[..., Tensor | None]:
     def hook(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor | None:
         if strength == 0:
             return None
-        change = functional.linear(functional.linear(args[0].to(part.A.dtype), part.A), part.B)
-        return (output.to(part.A.dtype) + strength * part.scale * change).to(output.dtype)
+        low = strength * part.scale * functional.linear(args[0].to(part.A.dtype), part.A)
+        return (output + functional.linear(low, part.B)).to(output.dtype)  # summed in float32, rounded once
 
     return hook
 
