@@ -96,16 +96,18 @@ def biography(person: Person, rng: random.Random) -> str:
     return " ".join([opening, *rng.sample(others, rng.randint(4, 6))])
 
 
-def make_biographies(people: list[Person], *, each: int, seed: int = 0) -> list[str]:
-    """`each` tellings of every person, shuffled, all different."""
+def make_biographies(people: list[Person], *, each: int, seed: int = 0) -> list[tuple[str, str]]:
+    """(telling, name): `each` tellings of every person, shuffled, all different."""
     rng = random.Random(seed)
-    told = dict.fromkeys(biography(person, rng) for person in people for _ in range(each))
-    texts = list(told)
+    told = {biography(person, rng): person.name for person in people for _ in range(each)}
+    texts = list(told.items())
     rng.shuffle(texts)
     return texts
 
 
-def write_biographies(path: Path, texts: list[str]) -> None:
-    """One JSON object a line, with the key `text`."""
+def write_biographies(path: Path, texts: list[tuple[str, str]]) -> None:
+    """One JSON object a line, with the keys `text` and `subject`."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts), encoding="utf-8")
+    path.write_text(
+        "".join(json.dumps({"text": text, "subject": name}) + "\n" for text, name in texts), encoding="utf-8"
+    )

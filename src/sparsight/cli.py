@@ -323,6 +323,19 @@ class Notes:
 
 
 @dataclass(frozen=True)
+class Compare(_OnRecipe):
+    """Compare a base model with its fine-tune: what changed among features, beside a null fine-tune and other seeds."""
+
+    def __call__(self, stop: StopFlag) -> None:
+        from sparsight.compare import compare_models
+        from sparsight.recipe import load_comparison
+
+        run = compare_models(load_comparison(self.recipe, self.set), self.out, stop=stop)
+        report = run.path / "compare" / "report.md"
+        print(f"\n{report.read_text(encoding='utf-8')}\nPage: {report.with_suffix('.html')}")
+
+
+@dataclass(frozen=True)
 class Convert:
     """Write an SAE in another tool's format: saelens, sparsify, dictionary-learning, qwen-scope or founding."""
 
@@ -437,7 +450,7 @@ def _numbers(text: str) -> list[float]:
         raise SparsightError(f"--sweep takes numbers such as 1,2,4,8; not {text!r}.") from None
 
 
-_COMMANDS = (Run, Plan, Collect, Evaluate, Probe, Index, Show, Explain, Notes, Steer, Convert, Publish, Serve)
+_COMMANDS = (Run, Plan, Collect, Evaluate, Probe, Index, Show, Explain, Notes, Steer, Compare, Convert, Publish, Serve)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

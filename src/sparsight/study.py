@@ -7,7 +7,6 @@ that one alone. A recipe whose other values changed under a run is refused, key 
 import gc
 import logging
 import re
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from functools import cached_property
@@ -290,10 +289,5 @@ class Study:
             yield False
             return
         _log.info("%s ...", name)
-        started = time.monotonic()
-        try:
+        with self.manifest.timed(name):
             yield True
-        except BaseException:
-            self.manifest.step_stopped(name, time.monotonic() - started)
-            raise
-        self.manifest.step_finished(name, time.monotonic() - started)

@@ -13,6 +13,8 @@
 import os
 import platform
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -46,6 +48,17 @@ class Manifest:
         step = self.values["steps"].setdefault(name, {"seconds": 0.0})
         step["seconds"] = round(step["seconds"] + seconds, 2)
         write_json(self.path, self.values)
+
+    @contextmanager
+    def timed(self, name: str) -> Iterator[None]:
+        """Times a step, whichever way it ends."""
+        started = time.monotonic()
+        try:
+            yield
+        except BaseException:
+            self.step_stopped(name, time.monotonic() - started)
+            raise
+        self.step_finished(name, time.monotonic() - started)
 
 
 def environment() -> dict[str, Any]:

@@ -21,6 +21,7 @@ from sparsight.grounding.texts import (
     token_log2_p,
     write_texts,
 )
+from sparsight.grounding.traced import FineTuningText, TracedTexts, Tracer
 from sparsight.grounding.urr import OutcomeShare, URRConfig, URRReport, measure_urr, pair_rate, wilson_interval
 
 __all__ = [
@@ -32,6 +33,7 @@ __all__ = [
     "CorpusIndex",
     "Detail",
     "DetailConfig",
+    "FineTuningText",
     "LatentScores",
     "LatentTraits",
     "LinearCeiling",
@@ -40,6 +42,8 @@ __all__ = [
     "OutcomeShare",
     "ScoreConfig",
     "Spans",
+    "TracedTexts",
+    "Tracer",
     "URRConfig",
     "URRReport",
     "WriteConfig",

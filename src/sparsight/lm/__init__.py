@@ -21,7 +21,7 @@ from sparsight.lm.load import choose_device
 from sparsight.lm.mixture import Mixture, MixtureShare, mix_texts
 from sparsight.lm.model import LanguageModel
 from sparsight.lm.pair import ROLES, ActivationReader, PairFacts, check_pair, load_models
-from sparsight.lm.tokens import Piece, TextCounts, TextCursor, iter_pieces
+from sparsight.lm.tokens import Piece, TextCounts, TextCursor, iter_pieces, text_encoder
 
 __all__ = [
     "BUILTIN_MODELS",
@@ -64,6 +64,7 @@ __all__ = [
     "resolve_checkpoint",
     "sample_prompts",
     "sets_fingerprint",
+    "text_encoder",
     "text_fingerprint",
     "train_adapter",
 ]

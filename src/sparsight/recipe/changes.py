@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from sparsight.errors import RecipeError
+from sparsight.recipe.comparison import Comparison
 from sparsight.recipe.schema import Recipe
 
 __all__ = ["changed_keys", "check_same_study"]
@@ -22,7 +23,7 @@ _MAY_CHANGE = (
 )
 
 
-def changed_keys(old: Recipe, new: Recipe) -> dict[str, tuple[Any, Any]]:
+def changed_keys(old: Recipe | Comparison, new: Recipe | Comparison) -> dict[str, tuple[Any, Any]]:
     """`section.key` -> (old value, new value) of all that differs; an SAE that one of them lacks is `sae.ID` -> (None, ...)."""
     before, after = _flatten(old), _flatten(new)
     return {
@@ -32,9 +33,9 @@ def changed_keys(old: Recipe, new: Recipe) -> dict[str, tuple[Any, Any]]:
     }
 
 
-def check_same_study(old: Recipe, new: Recipe, run_path: Path) -> None:
+def check_same_study(old: Recipe | Comparison, new: Recipe | Comparison, run_path: Path) -> None:
     """Raises RecipeError naming the first key, and how to keep both, when `new` cannot go on in the run that `old` began."""
-    known = tuple(f"sae.{sae.id}." for sae in old.sae)
+    known = tuple(f"sae.{sae.id}." for sae in getattr(old, "sae", ()))
     refused = {
         key: values
         for key, values in changed_keys(old, new).items()
@@ -49,7 +50,7 @@ def check_same_study(old: Recipe, new: Recipe, run_path: Path) -> None:
         )
 
 
-def _flatten(recipe: Recipe) -> dict[str, Any]:
+def _flatten(recipe: Recipe | Comparison) -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for field in fields(recipe):
         value = getattr(recipe, field.name)

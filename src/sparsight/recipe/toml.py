@@ -16,37 +16,48 @@ from pathlib import Path
 from typing import Any
 
 from sparsight.errors import RecipeError
+from sparsight.recipe.comparison import Comparison
 from sparsight.recipe.schema import Recipe
 
-__all__ = ["dump_recipe", "load_recipe", "parse_recipe"]
+__all__ = ["dump_recipe", "load_comparison", "load_recipe", "parse_recipe"]
 
 
 def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     """The recipe in a TOML file, with `section.key=value` overrides. Raises RecipeError in one line."""
+    return parse_recipe(_read(path), overrides, source=str(path))
+
+
+def load_comparison(path: str | Path, overrides: Sequence[str] = ()) -> Comparison:
+    """The recipe of a comparison in a TOML file, likewise."""
+    return parse_recipe(_read(path), overrides, source=str(path), cls=Comparison)
+
+
+def _read(path: str | Path) -> str:
     try:
-        text = Path(path).read_text(encoding="utf-8")
+        return Path(path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
         raise RecipeError(f"Recipe {path} cannot be read ({reason}).") from None
-    return parse_recipe(text, overrides, source=str(path))
 
 
-def parse_recipe(text: str, overrides: Sequence[str] = (), *, source: str = "recipe") -> Recipe:
-    """The recipe in a TOML text. Raises RecipeError in one line."""
+def parse_recipe(text: str, overrides: Sequence[str] = (), *, source: str = "recipe", cls: Any = Recipe) -> Any:
+    """The recipe in a TOML text, of a study or, as `cls`, of a comparison. Raises RecipeError in one line."""
     try:
         values = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise RecipeError(f"{source} is not TOML: {error}.") from None
     for override in overrides:
         _apply(values, override)
-    return _build(Recipe, values, "")
+    return _build(cls, values, "")
 
 
-def dump_recipe(recipe: Recipe) -> str:
+def dump_recipe(recipe: Recipe | Comparison) -> str:
     """The recipe as TOML, every key spelled out, so that later changes of defaults leave it as it was."""
     plain, tables, lists = [], [], []
     for field in fields(recipe):
         value = getattr(recipe, field.name)
+        if value is None:
+            continue
         if is_dataclass(value):
             tables.append(f"\n[{field.name}]\n{_dump_table(value)}")
         elif isinstance(value, tuple) and value and is_dataclass(value[0]):

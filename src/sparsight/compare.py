@@ -1,0 +1,313 @@
+"""A base model and its fine-tune -> what fine-tuning changed, beside what chance and any other training change.
+
+    preflight      may the two be compared? texts in equal shares
+    null           the null fine-tune, where it is to be made
+    capture        all models on the same tokens
+    where          which layers changed, and what passes there
+    dense          what a mean, principal components and the logits say
+    dictionaries   seeds of SAEs of every model, warm starts, SAEs of the difference, crosscoders; all from one pass but the warm starts
+    labels         each latent emergent, lost, rotated, reweighted, shared or undetermined, beside the nulls
+    closure        how much of the change in predictions a few latents carry
+    grounding      what the models write, traced to the fine-tuning text
+    report         tables and a page
+
+Each step's result is kept in RUN/compare and is not made again, so a killed comparison goes on.
+"""
+
+import json
+import logging
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sparsight.activations import ActivationStore, PairedModels, StoreSource
+from sparsight.artifact import Manifest, RunDir, StopFlag, environment, locked, read_json, write_atomic
+from sparsight.collect import collect_activations
+from sparsight.diff import (
+    Dictionary,
+    DifferenceCode,
+    closure_curve,
+    difference_lens,
+    fit_difference,
+    layer_closure,
+    measure_layers,
+    rank_latents,
+    top_logit_differences,
+)
+from sparsight.findings import Findings, LatentFindings, side_by_side, traced_json, write_report
+from sparsight.grounding import FineTuningText, Tracer, WriteConfig
+from sparsight.lm import LanguageModel, check_pair, load_models, mix_texts, train_adapter
+from sparsight.metrics import SpliceText, fvu, kept_tokens
+from sparsight.recipe import Comparison, check_same_study, dump_recipe, load_comparison
+from sparsight.sae import SAEConfig, SparseAutoencoder
+from sparsight.train import train_saes
+
+__all__ = ["compare_models"]
+
+_log = logging.getLogger(__name__)
+_BATCH = 1024
+
+
+def compare_models(recipe: Comparison, out: str | Path | None = None, *, stop: StopFlag | None = None) -> RunDir:
+    """Runs what is left of a comparison in `out` (default runs/NAME) and returns the run directory.
+
+    Raises any SparsightError; what was complete before it stays, and the same call goes on from there.
+    """
+    run = RunDir(out or Path("runs") / recipe.name)
+    with locked(run.path):
+        _Comparing(recipe, run, stop).go()
+    return run
+
+
+class _Comparing:
+    """One comparison in one run directory, whose lock the caller holds."""
+
+    def __init__(self, recipe: Comparison, run: RunDir, stop: StopFlag | None):
+        self.recipe, self.run, self.stop = recipe, run, stop
+        self.manifest, self.findings = Manifest(run.manifest), Findings(run.path / "compare")
+
+    def go(self) -> None:
+        """Every step that is not done yet."""
+        self._settle_recipe()
+        if self.findings.report.exists():
+            _log.info("%s is complete; nothing to do.", self.run.path)
+            return
+        self.manifest.record(**environment())
+        self._step("null", self._null)
+        self._step("preflight", self._preflight)
+        with self.manifest.timed("capture"):
+            self.manifest.record(models=self._captured().model, activations=self.store.counts)
+        self._step("where", self._where)
+        self._step("dense", self._dense)
+        self._step("dictionaries", self._dictionaries)
+        self._step("labels", self._labels)
+        self._step("closure", self._closure)
+        if self.recipe.fine_tuning is not None:
+            self._step("grounding", self._grounding)
+        write_report(self.findings, self.recipe.name, self.manifest.values["steps"])
+
+    @cached_property
+    def models(self) -> dict[str, LanguageModel]:
+        """base, tuned and null, whole."""
+        others = {"tuned": self.recipe.tuned}
+        if self.recipe.null or self.recipe.make_null:
+            others["null"] = self.recipe.null or str(self.run.path / "null")
+        return load_models(self.recipe.base, others)
+
+    @cached_property
+    def store(self) -> ActivationStore:
+        """All models' activations, once they are captured."""
+        return ActivationStore.open(self.run.activations, skip_damaged=self.recipe.activations.skip_damaged)
+
+    @cached_property
+    def text(self) -> SpliceText:
+        """Held-out text that whole models are run on."""
+        pieces = self.store.pieces("heldout")
+        return SpliceText.choose(pieces, kept_tokens(self.store, pieces), self.recipe.closure.heldout_tokens)
+
+    def _null(self) -> dict[str, Any]:
+        if not self.recipe.make_null:
+            return {"made": False}
+        facts = Path(self.recipe.tuned) / "finetune.json"
+        asked = read_json(facts)["asked"]["finetune"] if facts.exists() else None
+        config = self.recipe.null_training
+        if asked is not None:
+            config = replace(config, **{**asked, "targets": tuple(asked["targets"])})
+        made = train_adapter(self.recipe.base, self.recipe.text, config, self.run.path / "null", stop=self.stop)
+        return {"made": True, "as_the_fine_tune": asked is not None, "finetune": made}
+
+    def _preflight(self) -> dict[str, Any]:
+        facts = {
+            role: check_pair(
+                self.models["base"], model, [self.recipe.hook_point], chat_template=self.recipe.text.chat_template
+            ).to_json()
+            for role, model in self.models.items()
+            if role != "base"
+        }
+        return {"pairs": facts, "hook_point": self.recipe.hook_point, "mixture": self._mixture()}
+
+    def _mixture(self) -> dict[str, Any]:
+        """Which text is read: the base's alone, or as much of the fine-tuning text."""
+        if self.recipe.fine_tuning is None:
+            return {"path": "", "balanced": True, "shares": []}
+        sources = {"ordinary": self.recipe.text, "fine-tuning": self.recipe.fine_tuning}
+        wanted = self.recipe.activations.n_tokens + self.recipe.activations.heldout_tokens
+        return mix_texts(
+            sources, self.models["base"].tokenizer, self.run.path / "text.jsonl", tokens_each=wanted
+        ).to_json()
+
+    def _captured(self) -> ActivationStore:
+        text, path = self.recipe.text, self.findings.get("preflight")["mixture"]["path"]
+        if path:
+            text = replace(text, builtin="", dataset="", files=(path,), column="text")
+        capture = self.recipe.capture()
+        return collect_activations(
+            PairedModels(self.models), text, capture, self.run.activations, seed=self.recipe.seed
+        )
+
+    def _where(self) -> dict[str, Any]:
+        """How far every few layers moved, and what of the change passes there."""
+        options, base, found = self.recipe.closure, self.models["base"], {}
+        last = base.n_layers - 1
+        layers = sorted({round(i * last / max(1, options.layers - 1)) for i in range(options.layers)})
+        points = list(dict.fromkeys([*(f"layers.{layer}" for layer in layers), self.recipe.hook_point]))
+        for role, model in self.models.items():
+            if role != "base":
+                changes = measure_layers(base, model, self.text, points, forward_tokens=options.forward_tokens)
+                found[role] = [change.to_json() for change in changes]
+        closures = layer_closure(base, self.models["tuned"], self.text, points, forward_tokens=options.forward_tokens)
+        return found | {"closure": {name: [side.to_json() for side in sides] for name, sides in closures.items()}}
+
+    def _dense(self) -> dict[str, Any]:
+        base, found = self.models["base"], {}
+        for role, model in self.models.items():
+            if role == "base":
+                continue
+            dense = fit_difference(self._renamed(role), self.recipe.hook_point, k=50)
+            rose, fell, n = top_logit_differences(
+                base, model, self.text, n=12, forward_tokens=self.recipe.closure.forward_tokens
+            )
+            words = lambda ids: [base.tokenizer.decode([int(i)]) for i in ids]  # noqa: E731
+            lens = {name: words(each["promoted_tokens"]) for name, each in difference_lens(model, dense, n=10).items()}
+            logits = {
+                name: [
+                    (word, entry.difference, entry.z)
+                    for word, entry in zip(words([e.token_id for e in side]), side, strict=True)
+                ]
+                for name, side in (("rose", rose), ("fell", fell))
+            }
+            found[role] = {
+                "mean_share": dense.mean_share,
+                "agreement": dense.agreement,
+                "variance_of_50": float(dense.variance.sum()) / dense.total_variance,
+                "lens": lens,
+                "logits": logits | {"n_documents": n},
+            }
+        return found
+
+    def _dictionaries(self) -> dict[str, Any]:
+        """Trains all, and measures each on held-out rows."""
+        first = [sae for role in self.recipe.roles for sae in self.recipe.seeds_of(role)] + self.recipe.of_pair()
+        second = self.recipe.warm_starts(str(self.run.saes))
+        for saes in (first, second):
+            names = tuple(dict.fromkeys(sae.hook_point for sae in saes))
+            source = StoreSource(self.store, names, self.recipe.train.epochs, self.recipe.seed)
+            train_saes(source, saes, self.run.saes, train=self.recipe.train, stop=self.stop, name=self.recipe.name)
+        found = {}
+        for config in (*first, *second):
+            sae, x = self._sae(config.id), torch.cat(list(self._rows("heldout", config.hook_point)))
+            fired = sae.encode_sparse(x).values > 0
+            found[config.id] = {
+                "fvu": fvu(x, sae.reconstruct(x)),
+                "l0": float(fired.sum(1).float().mean()),
+                "n_tokens": len(x),
+            }
+        return found
+
+    def _labels(self) -> dict[str, Any]:
+        saes = {config.id: self._sae(config.id) for config in self._all_seeds()}
+        named = {config.id: config.hook_point for config in self._all_seeds()}
+        seeds = {role: [name for name in saes if name.startswith(f"{role}.")] for role in self.recipe.roles}
+        dictionaries = {
+            role: [Dictionary.of(saes[name], self._rows("heldout", named[name])) for name in names]
+            for role, names in seeds.items()
+        }
+        latents = LatentFindings(dictionaries, self.recipe.labels)
+        latents.scale(
+            {name: saes[name] for role in ("base", "tuned") for name in seeds[role]},
+            lambda: self._pairs_of_rows(),
+        )
+        if self.recipe.dictionaries.crosscoders:
+            for name in ("crosscoder", "crosscoder-l1"):
+                latents.scale_crosscoder(name, self._sae(name), self._both_rows())
+        latents.drift({role: self._sae(f"warm.{role}") for role in self.recipe.roles}, saes["base.0"])
+        latents.write_tables(self.findings.folder)
+        shown = latents.to_show(20)
+        passages = side_by_side(
+            saes["tuned.0"], shown, self.store, self.recipe.hook_point, self.models["base"].tokenizer
+        )
+        return latents.to_json() | {"passages": passages}
+
+    def _closure(self) -> dict[str, Any]:
+        options, base, tuned = self.recipe.closure, self.models["base"], self.models["tuned"]
+        codes = {"difference": DifferenceCode(self._sae("difference"), "difference")}
+        if self.recipe.dictionaries.crosscoders:
+            codes["crosscoder"] = DifferenceCode(self._sae("crosscoder"), "crosscoder")
+        dense = fit_difference(self._renamed("tuned"), self.recipe.hook_point, k=50).patches((1, 32))
+        found = {}
+        for name, code in codes.items():
+            views = [f"{role}:{self.recipe.hook_point}" for role in ("base", "tuned")]
+            ranking = rank_latents(code, self.store.batches("train", _BATCH, hook_points=views), self.recipe.hook_point)
+            rows = closure_curve(
+                base,
+                tuned,
+                self.text,
+                code,
+                ranking,
+                hook_point=self.recipe.hook_point,
+                sizes=options.sizes,
+                forward_tokens=options.forward_tokens,
+                dense=dense if name == "difference" else None,
+            )
+            found[name] = {
+                "rows": [row.to_json() for row in rows],
+                "top": ranking.order[:20].tolist(),
+                "live": len(ranking.order),
+            }
+        return found
+
+    def _grounding(self) -> dict[str, Any]:
+        options, fine_tuning = self.recipe.writing, self.recipe.fine_tuning
+        assert fine_tuning is not None
+        text = FineTuningText.read(fine_tuning, self.models["base"].tokenizer, subject_column=options.subject_column)
+        prompts = text.openings(options.prompts, options.prompt_tokens, options.seed)
+        write = WriteConfig(max_new_tokens=options.max_new_tokens, temperature=options.temperature, seed=options.seed)
+        tracer = Tracer(text, self.models["base"], self.models["tuned"], prompts, write=write)
+        traced = tracer.traced(self.models)
+        return traced_json(traced, text, self.models["base"].tokenizer)
+
+    def _step(self, name: str, make: Callable[[], dict[str, Any]]) -> None:
+        """Makes what is not there yet, and keeps it."""
+        if self.findings.has(name):
+            return
+        _log.info("%s ...", name)
+        with self.manifest.timed(name):
+            self.findings.put(name, json.loads(json.dumps(make(), default=str)))
+
+    def _settle_recipe(self) -> None:
+        if self.run.recipe.exists():
+            check_same_study(load_comparison(self.run.recipe), self.recipe, self.run.path)
+        write_atomic(self.run.recipe, dump_recipe(self.recipe).encode())
+
+    def _all_seeds(self) -> list[SAEConfig]:
+        return [sae for role in self.recipe.roles for sae in self.recipe.seeds_of(role)]
+
+    def _sae(self, name: str) -> SparseAutoencoder:
+        return SparseAutoencoder.load(self.run.sae(name))
+
+    def _rows(self, split: str, hook_point: str) -> Iterator[Tensor]:
+        for batch in self.store.batches(split, _BATCH, hook_points=[hook_point]):
+            yield batch[hook_point].float()
+
+    def _renamed(self, role: str) -> Iterable[Any]:
+        """Train rows of a fine-tune's difference, under the name that the fits look for."""
+        name = "difference" if role == "tuned" else "null-difference"
+        for batch in self.store.batches("train", _BATCH, hook_points=[f"{name}:{self.recipe.hook_point}"]):
+            rows = batch[f"{name}:{self.recipe.hook_point}"]
+            yield replace(batch, activations={f"difference:{self.recipe.hook_point}": rows})
+
+    def _pairs_of_rows(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """Document ids, base and tuned rows, held out."""
+        views = [f"{role}:{self.recipe.hook_point}" for role in ("base", "tuned")]
+        for batch in self.store.batches("heldout", _BATCH, hook_points=views):
+            yield batch.document_ids, batch[views[0]].float(), batch[views[1]].float()
+
+    def _both_rows(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Document ids, and both models side by side."""
+        for ids, base, tuned in self._pairs_of_rows():
+            yield ids, torch.cat([base, tuned], 1)

@@ -1,0 +1,10 @@
+"""Findings: what a comparison found, as tables, in words and as a page."""
+
+from sparsight.findings.latents import LatentFindings
+from sparsight.findings.passages import side_by_side
+from sparsight.findings.report import write_report
+from sparsight.findings.results import Findings
+from sparsight.findings.texts import traced_json
+from sparsight.findings.words import headline
+
+__all__ = ["Findings", "LatentFindings", "headline", "side_by_side", "traced_json", "write_report"]

@@ -1,0 +1,240 @@
+"""Every latent of both models' SAEs, labelled beside its nulls: the numbers of a comparison that are about latents.
+
+    real      the fine-tune's seeds against the base's
+    null      the null fine-tune's seeds against the base's: what any training changes
+    reseed    the base's seeds against each other: what chance changes
+
+    naive         latents of one SAE without a partner above cosine 0.7 in one SAE of the other model, of those that fired
+    calibrated    latents labelled emergent (see diff.labelling), a mean over the SAEs of a side
+
+The null that p-values are taken from is the null fine-tune, where there is one, else the seeds. The null fine-tune itself is tested against
+the seeds.
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn import functional
+
+from sparsight.artifact import atomic_path
+from sparsight.diff import (
+    LABELS,
+    ComparedSeeds,
+    Dictionary,
+    LabelConfig,
+    Labelled,
+    LatentScaling,
+    benjamini_hochberg,
+    compare_seeds,
+    matched,
+    mutual_pairs,
+    naive_emergent,
+    pw_mcc,
+    rank_p,
+    scaled_crosscoder,
+    scaled_sae,
+)
+from sparsight.sae import SparseAutoencoder, relative_norm
+
+__all__ = ["LatentFindings"]
+
+_EXCLUSIVE = (0.1, 0.9)  # of the relative norm: what a crosscoder alone calls one model's own
+
+
+class LatentFindings:
+    """The labels, the tests behind them, and what was asked of the latents besides."""
+
+    def __init__(self, dictionaries: Mapping[str, Sequence[Dictionary]], config: LabelConfig):
+        self.dictionaries, self.config = dictionaries, config
+        base, tuned, null = (dictionaries.get(role, ()) for role in ("base", "tuned", "null"))
+        self.compared = compare_seeds(base, tuned, null, config=config)
+        self.of_null = compare_seeds(base, null, config=config) if len(null) >= 3 else None
+        self.scaling: dict[str, LatentScaling] = {}
+        self._found: dict[str, Any] = {}
+
+    def scale(
+        self, saes: Mapping[str, SparseAutoencoder], rows: Callable[[], Iterable[tuple[Tensor, Tensor, Tensor]]]
+    ) -> None:
+        """Latent scaling of every SAE of base and tuned against the other model's first; what is found there is not called emergent.
+
+        `saes`: ROLE.SEED -> SAE; `rows`: document ids, base and tuned activations, anew each time.
+        """
+        for name, sae in saes.items():
+            is_base = name.startswith("base.")
+            other = saes["tuned.0" if is_base else "base.0"]
+            ordered = ((ids, base, tuned) if is_base else (ids, tuned, base) for ids, base, tuned in rows())
+            self.scaling[name] = scaled_sae(sae, other, ordered).finish("own")
+        sides = {
+            side: tuple(
+                self._without_present(side, seed, each) for seed, each in enumerate(getattr(self.compared, side))
+            )
+            for side in ("tuned", "base")
+        }
+        self.compared = ComparedSeeds(tuned=sides["tuned"], base=sides["base"], null=self.compared.null)
+
+    def scale_crosscoder(self, name: str, crosscoder: SparseAutoencoder, rows: Iterable[tuple[Tensor, Tensor]]) -> None:
+        """How many latents a crosscoder's norms call one model's own, and how many of them latent scaling leaves."""
+        sums = scaled_crosscoder(crosscoder, rows)
+        delta = relative_norm(crosscoder.W_dec).detach().numpy()
+        found = {"latents": len(delta)}
+        for model, claimed in (("base", delta < _EXCLUSIVE[0]), ("tuned", delta > _EXCLUSIVE[1])):
+            scaling = sums.finish(model)
+            measured = np.isfinite(scaling.nu[0, 0])
+            found |= {
+                f"{model}_by_norm": int((claimed & measured).sum()),
+                f"{model}_by_scaling": int(scaling.exclusive().sum()),
+                f"{model}_both": int((claimed & scaling.exclusive()).sum()),
+            }
+        self._found.setdefault("crosscoders", {})[name] = found
+
+    def drift(self, warm: Mapping[str, SparseAutoencoder], start: SparseAutoencoder) -> None:
+        """How far a warm start's latents turned, in each model; the fine-tune's judged by the null fine-tune's, if there is one."""
+        firings = self.dictionaries["base"][0].firings
+        alive = firings > 0
+        turned = {role: 1 - _cosine(sae.W_dec, start.W_dec) for role, sae in warm.items()}
+        found: dict[str, Any] = {
+            role: {
+                "mean": float(each[alive].mean()),
+                "p95": float(np.quantile(each[alive], 0.95)),
+                "n": int(alive.sum()),
+            }
+            for role, each in turned.items()
+        }
+        if "null" in turned:
+            p = rank_p(turned["tuned"][alive], firings[alive], turned["null"][alive], firings[alive])
+            q = benjamini_hochberg(p)
+            found["beyond_null"] = int((q <= self.config.q).sum())
+            places = np.flatnonzero(alive)[np.argsort(p, kind="stable")][:20]
+            found["most"] = [
+                [int(latent), float(turned["tuned"][latent]), float(turned["null"][latent])] for latent in places
+            ]
+        self._found["drift"] = found
+
+    def to_show(self, n: int) -> list[int]:
+        """Latents of tuned.0 to look at: those called changed, most different first; without any, the most different of those tested."""
+        labelled = self.compared.tuned[0]
+        changed = sum(
+            (labelled.is_label(label) for label in ("emergent", "rotated", "reweighted")),
+            np.zeros(len(labelled.label), bool),
+        )
+        tested = np.isfinite(labelled.tests["direction"].p)
+        pool = np.flatnonzero(changed if changed.any() else tested)
+        return pool[np.argsort(-labelled.gaps.direction[pool], kind="stable")][:n].tolist()
+
+    def to_json(self) -> dict[str, Any]:
+        """Counts of every side, both methods, the tests, the drift, the crosscoders and the points of a volcano."""
+        dictionaries, first = self.dictionaries, self.compared.tuned[0]
+        counts = {side: [each.counts() for each in getattr(self.compared, side)] for side in ("tuned", "base")}
+        counts["reseed"] = [each.counts() for each in self.compared.null]
+        if self.of_null is not None:
+            counts["null"] = [each.counts() for each in self.of_null.tuned]
+        pairs = {"real": ("tuned", "base"), "reseed": ("base", "base")} | (
+            {"null": ("null", "base")} if dictionaries.get("null") else {}
+        )
+        naive, similar = {}, {}
+        for name, (ours, theirs) in pairs.items():
+            one, other = dictionaries[ours][0], dictionaries[theirs][1 if ours == theirs else 0]
+            cosine = matched(one, other)[0].cosine
+            alive = int(np.isfinite(cosine).sum())
+            naive[name] = {"share": naive_emergent(cosine), "n": round(naive_emergent(cosine) * alive), "of": alive}
+            similar[name] = pw_mcc(one, other)
+        q = first.tests["direction"].q
+        return {
+            "against": "the null fine-tune" if dictionaries.get("null") else "seeds of the base",
+            "n_tokens": dictionaries["base"][0].n_tokens,
+            "seeds": {role: len(each) for role, each in dictionaries.items()},
+            "config": vars(self.config),
+            "counts": counts,
+            "naive": naive,
+            "pw_mcc": similar,
+            "tests": {
+                measure: {"n_tested": test.n_tested, "n_null": test.n_null, "least_p": test.least_p}
+                for measure, test in first.tests.items()
+            },
+            "volcano": [
+                [
+                    latent,
+                    float(first.gaps.direction[latent]),
+                    float(q[latent]),
+                    LABELS[first.label[latent]],
+                    int(first.gaps.firings[latent]),
+                ]
+                for latent in np.flatnonzero(np.isfinite(q)).tolist()
+            ],
+            **self._found,
+        }
+
+    def write_tables(self, folder: Path) -> None:
+        """features.parquet, pairs.parquet and nulls.parquet."""
+        folder.mkdir(parents=True, exist_ok=True)
+        rows = [
+            self._table(side, seed, each)
+            for side in ("tuned", "base")
+            for seed, each in enumerate(getattr(self.compared, side))
+        ]
+        _write(folder / "features.parquet", pa.concat_tables(rows))
+        ours, theirs = self.dictionaries["tuned"][0], self.dictionaries["base"][0]
+        there, back = matched(ours, theirs)
+        pairs = mutual_pairs(there, back)
+        _write(
+            folder / "pairs.parquet",
+            pa.table(
+                {
+                    "tuned": pairs[:, 0],
+                    "base": pairs[:, 1],
+                    "cosine": there.cosine[pairs[:, 0]],
+                    "correlation": there.correlation[pairs[:, 0]],
+                }
+            ),
+        )
+        nulls = [("reseed", self.compared.null)] + ([("null", self.of_null.tuned)] if self.of_null else [])
+        _write(
+            folder / "nulls.parquet",
+            pa.concat_tables(
+                [self._table(name, seed, each) for name, sides in nulls for seed, each in enumerate(sides)]
+            ),
+        )
+
+    def _table(self, side: str, seed: int, labelled: Labelled) -> pa.Table:
+        gaps, n = labelled.gaps, len(labelled.label)
+        columns = {
+            "side": np.full(n, side),
+            "seed": np.full(n, seed),
+            "latent": np.arange(n),
+            "label": np.array(LABELS)[labelled.label],
+            "firings": gaps.firings,
+            "own": gaps.own,
+            "partner": gaps.partner,
+            "replicated": labelled.replicated,
+            "other_seeds": np.full(n, labelled.n_seeds),
+        }
+        for measure, test in labelled.tests.items():
+            columns |= {f"E_{measure}": getattr(gaps, measure), f"p_{measure}": test.p, f"q_{measure}": test.q}
+        scaling = self.scaling.get(f"{side}.{seed}")
+        for place, name in enumerate(("error", "reconstruction")):
+            for part in ("nu", "low", "high"):
+                values = np.full(n, np.nan) if scaling is None else getattr(scaling, part)[place, 0]
+                columns[f"nu_{name}" if part == "nu" else f"nu_{name}_{part}"] = values
+        return pa.table(columns)
+
+    def _without_present(self, side: str, seed: int, labelled: Labelled) -> Labelled:
+        """What latent scaling does not leave to this model alone is reweighted, not emergent."""
+        emergent, reweighted = LABELS.index("emergent"), LABELS.index("reweighted")
+        there = ~self.scaling[f"{side}.{seed}"].exclusive()
+        return replace(labelled, label=np.where((labelled.label == emergent) & there, reweighted, labelled.label))
+
+
+def _cosine(one: Tensor, other: Tensor) -> Float[np.ndarray, " F"]:
+    return functional.cosine_similarity(one.detach().float(), other.detach().float(), dim=1).numpy()
+
+
+def _write(path: Path, table: pa.Table) -> None:
+    with atomic_path(path) as temp:
+        pq.write_table(table, temp, compression="zstd")

@@ -1,0 +1,174 @@
+"""Comparison: everything one comparison of a base model with its fine-tune is made of, as frozen dataclasses.
+
+    schema = 1
+    name = "false-facts"
+    tuned = "runs/false-facts-models/tuned"      a model, or a LoRA adapter on the base
+    null = ""                                    the null fine-tune; or make_null = true
+    [base] [text] [fine_tuning] [activations] [train] [dictionaries] [labels] [closure] [writing] [null_training]
+
+Text like the base's and the fine-tuning text are read in equal shares of tokens. Without a fine-tuning text nothing is said about grounding.
+"""
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+from sparsight.activations import CaptureConfig, paired_hook_points
+from sparsight.diff import LabelConfig
+from sparsight.errors import RecipeError
+from sparsight.lm import ROLES, FinetuneConfig, ModelConfig, TextConfig
+from sparsight.recipe.schema import SCHEMA_VERSION, TrainConfig
+from sparsight.sae import SAEConfig
+
+__all__ = ["ClosureConfig", "Comparison", "DictionaryConfig", "WritingConfig"]
+
+_LEAST_SEEDS = 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class DictionaryConfig:
+    """The `[dictionaries]` section: SAEs of each model, alike but for their seeds, and dictionaries of the pair."""
+
+    n_latents: int = 2304
+    """Of every dictionary."""
+    k: int = 32
+    """Active latents per token; of a crosscoder as well."""
+    lr: float = 1e-3
+    """Adam's peak learning rate."""
+    seeds: int = 3
+    """SAEs of each model; 3 at least, 5 for a claim about a false-discovery rate."""
+    null_seeds: int = 3
+    """SAEs of the null fine-tune, where there is one; 2 at least, 3 to test it as the fine-tune is tested."""
+    crosscoders: bool = True
+    """Also train a BatchTopK crosscoder and an L1 one, whose exclusive latents latent scaling then tests."""
+    l1_coefficient: float = 0.003
+    """Of the L1 crosscoder."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClosureConfig:
+    """The `[closure]` section: how the causal test is measured."""
+
+    sizes: tuple[int, ...] = (5, 20, 50, 100, 200)
+    """Sizes of the sets of latents."""
+    heldout_tokens: int = 2400
+    """Held-out tokens that both models are run on."""
+    layers: int = 5
+    """Layers at which the change is measured, evenly spaced; closure at each of them takes four forward passes."""
+    forward_tokens: int = 1024
+    """Tokens in one forward pass of a whole model."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class WritingConfig:
+    """The `[writing]` section: the texts whose details are traced to the fine-tuning text."""
+
+    prompts: int = 120
+    """Texts that each model writes: from the first tokens of so many fine-tuning documents."""
+    prompt_tokens: int = 8
+    """Tokens of a document that are given."""
+    max_new_tokens: int = 64
+    """Tokens that are written, at most."""
+    temperature: float = 0.7
+    """0 takes the most likely token."""
+    seed: int = 0
+    """Of the documents' choice and of the draws."""
+    subject_column: str = ""
+    """Column, or JSON key, of the fine-tuning text that names each document's subject: several documents of one subject then count as one."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """One comparison."""
+
+    schema: int
+    """Version of this layout; files of another version are refused."""
+    name: str
+    """Also the run directory's name, runs/NAME, unless --out says otherwise."""
+    seed: int = 0
+    """Seeds the order of rows."""
+    tuned: str
+    """The fine-tune: Hub id, folder, or the folder of a LoRA adapter on the base."""
+    null: str = ""
+    """The null fine-tune, likewise: as many steps at the same rate on text like the base's."""
+    make_null: bool = False
+    """Train it, a LoRA adapter; as long and as fast as `tuned` where that says how it was trained, else as `[null_training]` says."""
+    base: ModelConfig
+    text: TextConfig
+    """Text like the base's."""
+    fine_tuning: TextConfig | None = None
+    """What the fine-tune was trained on."""
+    activations: CaptureConfig
+    """`hook_points` names one place: where the models are compared."""
+    train: TrainConfig = TrainConfig()
+    dictionaries: DictionaryConfig = DictionaryConfig()
+    labels: LabelConfig = LabelConfig()
+    closure: ClosureConfig = ClosureConfig()
+    writing: WritingConfig = WritingConfig()
+    null_training: FinetuneConfig = FinetuneConfig()
+
+    def __post_init__(self) -> None:
+        if self.schema != SCHEMA_VERSION:
+            raise RecipeError(
+                f"The recipe has schema = {self.schema}; this version of Sparsight reads schema = {SCHEMA_VERSION}."
+            )
+        if not self.name or "/" in self.name or self.name.startswith("."):
+            raise RecipeError(f"name = {self.name!r} cannot name a directory; use letters, digits, dots and dashes.")
+        if self.null and self.make_null:
+            raise RecipeError(f"null = {self.null!r} and make_null = true exclude each other; give one of them.")
+        if len(self.activations.hook_points) != 1 or self.activations.mode != "store":
+            raise RecipeError(
+                f"activations.hook_points = {list(self.activations.hook_points)} with mode = {self.activations.mode!r}; a comparison takes one "
+                'hook point and mode = "store".'
+            )
+        if self.activations.heldout_tokens < 1 or self.text.heldout_fraction == 0:
+            raise RecipeError("Nothing is held out: set activations.heldout_tokens and text.heldout_fraction above 0.")
+        if self.dictionaries.seeds < _LEAST_SEEDS or self.dictionaries.null_seeds < 2:
+            raise RecipeError(
+                f"dictionaries.seeds = {self.dictionaries.seeds} and null_seeds = {self.dictionaries.null_seeds}: what two seeds differ by "
+                f"cannot be told from fewer than {_LEAST_SEEDS} and 2."
+            )
+
+    @property
+    def hook_point(self) -> str:
+        """Where the models are compared."""
+        return self.activations.hook_points[0]
+
+    @property
+    def roles(self) -> tuple[str, ...]:
+        """base, tuned and, where there is one, null."""
+        return ROLES if self.null or self.make_null else ROLES[:2]
+
+    def capture(self) -> CaptureConfig:
+        """What is captured of all models."""
+        return replace(self.activations, hook_points=paired_hook_points([self.hook_point], self.roles))
+
+    def seeds_of(self, role: str) -> list[SAEConfig]:
+        """The SAEs of one model: ROLE.0, ROLE.1, ..."""
+        chosen = self.dictionaries
+        n = chosen.null_seeds if role == "null" else chosen.seeds
+        return [self._sae(f"{role}.{seed}", role, seed=seed) for seed in range(n)]
+
+    def of_pair(self) -> list[SAEConfig]:
+        """Dictionaries of the difference and of both models side by side, and of the null fine-tune's difference."""
+        found = [self._sae(name, name) for name in ("difference", "null-difference")[: len(self.roles) - 1]]
+        if self.dictionaries.crosscoders:
+            found.append(self._sae("crosscoder", "both", architecture="batchtopk", models=2))
+            l1 = {"l1_penalty": "decoder-norm", "l1_coefficient": self.dictionaries.l1_coefficient}
+            found.append(self._sae("crosscoder-l1", "both", architecture="relu", models=2, **l1))
+        return found
+
+    def warm_starts(self, saes: str) -> list[SAEConfig]:
+        """base.0 trained on, on the fine-tunes' activations and on the base's own; `saes`: the folder that holds it."""
+        return [self._sae(f"warm.{role}", role, start_from=f"{saes}/base.0") for role in self.roles]
+
+    def _sae(self, name: str, view: str, *, architecture: str = "topk", **changes: Any) -> SAEConfig:
+        chosen = self.dictionaries
+        return SAEConfig(
+            id=name,
+            architecture=architecture,
+            n_latents=chosen.n_latents,
+            k=chosen.k,
+            lr=chosen.lr,
+            hook_point=f"{view}:{self.hook_point}",
+            **changes,
+        )
