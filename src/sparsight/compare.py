@@ -28,18 +28,17 @@ from torch import Tensor
 from sparsight.activations import ActivationStore, PairedModels, StoreSource
 from sparsight.artifact import Manifest, RunDir, StopFlag, environment, locked, read_json, write_atomic
 from sparsight.collect import collect_activations
-from sparsight.diff import (
-    Dictionary,
-    DifferenceCode,
-    closure_curve,
-    difference_lens,
-    fit_difference,
-    layer_closure,
-    measure_layers,
-    rank_latents,
-    top_logit_differences,
+from sparsight.diff import Dictionary, DifferenceCode, fit_difference
+from sparsight.findings import (
+    Findings,
+    LatentFindings,
+    closure_findings,
+    dense_findings,
+    layer_findings,
+    side_by_side,
+    traced_json,
+    write_report,
 )
-from sparsight.findings import Findings, LatentFindings, side_by_side, traced_json, write_report
 from sparsight.grounding import FineTuningText, Tracer, WriteConfig
 from sparsight.lm import LanguageModel, check_pair, load_models, mix_texts, train_adapter
 from sparsight.metrics import SpliceText, fvu, kept_tokens
@@ -82,7 +81,8 @@ class _Comparing:
         self._step("preflight", self._preflight)
         with self.manifest.timed("capture"):
             self.manifest.record(models=self._captured().model, activations=self.store.counts)
-        self._step("where", self._where)
+        points, options = self._layers(), self.recipe.closure
+        self._step("where", lambda: layer_findings(self.models, self.text, points, options.forward_tokens))
         self._step("dense", self._dense)
         self._step("dictionaries", self._dictionaries)
         self._step("labels", self._labels)
@@ -150,45 +150,15 @@ class _Comparing:
             PairedModels(self.models), text, capture, self.run.activations, seed=self.recipe.seed
         )
 
-    def _where(self) -> dict[str, Any]:
-        """How far every few layers moved, and what of the change passes there."""
-        options, base, found = self.recipe.closure, self.models["base"], {}
-        last = base.n_layers - 1
-        layers = sorted({round(i * last / max(1, options.layers - 1)) for i in range(options.layers)})
-        points = list(dict.fromkeys([*(f"layers.{layer}" for layer in layers), self.recipe.hook_point]))
-        for role, model in self.models.items():
-            if role != "base":
-                changes = measure_layers(base, model, self.text, points, forward_tokens=options.forward_tokens)
-                found[role] = [change.to_json() for change in changes]
-        closures = layer_closure(base, self.models["tuned"], self.text, points, forward_tokens=options.forward_tokens)
-        return found | {"closure": {name: [side.to_json() for side in sides] for name, sides in closures.items()}}
+    def _layers(self) -> list[str]:
+        """Layers evenly spaced, and the hook point."""
+        n, last = self.recipe.closure.layers, self.models["base"].n_layers - 1
+        layers = sorted({round(i * last / max(1, n - 1)) for i in range(n)})
+        return list(dict.fromkeys([*(f"layers.{layer}" for layer in layers), self.recipe.hook_point]))
 
     def _dense(self) -> dict[str, Any]:
-        base, found = self.models["base"], {}
-        for role, model in self.models.items():
-            if role == "base":
-                continue
-            dense = fit_difference(self._renamed(role), self.recipe.hook_point, k=50)
-            rose, fell, n = top_logit_differences(
-                base, model, self.text, n=12, forward_tokens=self.recipe.closure.forward_tokens
-            )
-            words = lambda ids: [base.tokenizer.decode([int(i)]) for i in ids]  # noqa: E731
-            lens = {name: words(each["promoted_tokens"]) for name, each in difference_lens(model, dense, n=10).items()}
-            logits = {
-                name: [
-                    (word, entry.difference, entry.z)
-                    for word, entry in zip(words([e.token_id for e in side]), side, strict=True)
-                ]
-                for name, side in (("rose", rose), ("fell", fell))
-            }
-            found[role] = {
-                "mean_share": dense.mean_share,
-                "agreement": dense.agreement,
-                "variance_of_50": float(dense.variance.sum()) / dense.total_variance,
-                "lens": lens,
-                "logits": logits | {"n_documents": n},
-            }
-        return found
+        rows = {role: lambda role=role: self._renamed(role) for role in self.recipe.roles[1:]}
+        return dense_findings(self.models, rows, self.text, self.recipe.hook_point, self.recipe.closure.forward_tokens)
 
     def _dictionaries(self) -> dict[str, Any]:
         """Trains all, and measures each on held-out rows."""
@@ -234,32 +204,20 @@ class _Comparing:
         return latents.to_json() | {"passages": passages}
 
     def _closure(self) -> dict[str, Any]:
-        options, base, tuned = self.recipe.closure, self.models["base"], self.models["tuned"]
-        codes = {"difference": DifferenceCode(self._sae("difference"), "difference")}
+        options, codes = self.recipe.closure, {"difference": DifferenceCode(self._sae("difference"), "difference")}
         if self.recipe.dictionaries.crosscoders:
             codes["crosscoder"] = DifferenceCode(self._sae("crosscoder"), "crosscoder")
-        dense = fit_difference(self._renamed("tuned"), self.recipe.hook_point, k=50).patches((1, 32))
-        found = {}
-        for name, code in codes.items():
-            views = [f"{role}:{self.recipe.hook_point}" for role in ("base", "tuned")]
-            ranking = rank_latents(code, self.store.batches("train", _BATCH, hook_points=views), self.recipe.hook_point)
-            rows = closure_curve(
-                base,
-                tuned,
-                self.text,
-                code,
-                ranking,
-                hook_point=self.recipe.hook_point,
-                sizes=options.sizes,
-                forward_tokens=options.forward_tokens,
-                dense=dense if name == "difference" else None,
-            )
-            found[name] = {
-                "rows": [row.to_json() for row in rows],
-                "top": ranking.order[:20].tolist(),
-                "live": len(ranking.order),
-            }
-        return found
+        views = [f"{role}:{self.recipe.hook_point}" for role in ("base", "tuned")]
+        return closure_findings(
+            self.models,
+            codes,
+            fit_difference(self._renamed("tuned"), self.recipe.hook_point, k=50),
+            lambda: self.store.batches("train", _BATCH, hook_points=views),
+            self.text,
+            self.recipe.hook_point,
+            sizes=options.sizes,
+            forward_tokens=options.forward_tokens,
+        )
 
     def _grounding(self) -> dict[str, Any]:
         options, fine_tuning = self.recipe.writing, self.recipe.fine_tuning

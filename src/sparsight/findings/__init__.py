@@ -1,10 +1,21 @@
 """Findings: what a comparison found, as tables, in words and as a page."""
 
 from sparsight.findings.latents import LatentFindings
+from sparsight.findings.models import closure_findings, dense_findings, layer_findings
 from sparsight.findings.passages import side_by_side
 from sparsight.findings.report import write_report
 from sparsight.findings.results import Findings
 from sparsight.findings.texts import traced_json
 from sparsight.findings.words import headline
 
-__all__ = ["Findings", "LatentFindings", "headline", "side_by_side", "traced_json", "write_report"]
+__all__ = [
+    "Findings",
+    "LatentFindings",
+    "closure_findings",
+    "dense_findings",
+    "headline",
+    "layer_findings",
+    "side_by_side",
+    "traced_json",
+    "write_report",
+]

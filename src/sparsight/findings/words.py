@@ -87,10 +87,11 @@ def closure_table(rows: list[dict[str, Any]]) -> Table:
             "" if row["n_latents"] is None else f"{row['n_latents']:,}",
             _number(row["closure"]),
             _number(row["of_ceiling"]),
+            _number(row["above_nothing"]),
         ]
         for row in ordered
     ]
-    return ["what is put in", "latents", "closure", "of the ceiling"], body
+    return ["what is put in", "latents", "closure", "of the ceiling", "from nothing to the ceiling"], body
 
 
 def grounding_table(grounding: dict[str, Any]) -> Table:

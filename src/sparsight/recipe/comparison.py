@@ -22,6 +22,7 @@ from sparsight.sae import SAEConfig
 __all__ = ["ClosureConfig", "Comparison", "DictionaryConfig", "WritingConfig"]
 
 _LEAST_SEEDS = 3
+_SEED_STEP = 1000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,10 +144,10 @@ class Comparison:
         return replace(self.activations, hook_points=paired_hook_points([self.hook_point], self.roles))
 
     def seeds_of(self, role: str) -> list[SAEConfig]:
-        """The SAEs of one model: ROLE.0, ROLE.1, ..."""
-        chosen = self.dictionaries
+        """The SAEs of one model: ROLE.0, ROLE.1, ... No two of any model begin alike, or two models' would agree more than two seeds of one."""
+        chosen, first = self.dictionaries, _SEED_STEP * ROLES.index(role)
         n = chosen.null_seeds if role == "null" else chosen.seeds
-        return [self._sae(f"{role}.{seed}", role, seed=seed) for seed in range(n)]
+        return [self._sae(f"{role}.{number}", role, seed=first + number) for number in range(n)]
 
     def of_pair(self) -> list[SAEConfig]:
         """Dictionaries of the difference and of both models side by side, and of the null fine-tune's difference."""

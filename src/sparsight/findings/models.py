@@ -1,0 +1,100 @@
+"""What whole models show of a change, as plain values: where it is, what simpler measures say, and how much of it a few latents carry."""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+from sparsight.activations import ActivationBatch
+from sparsight.diff import (
+    DenseDifference,
+    DifferenceCode,
+    closure_curve,
+    difference_lens,
+    fit_difference,
+    layer_closure,
+    measure_layers,
+    rank_latents,
+    top_logit_differences,
+)
+from sparsight.lm import LanguageModel
+from sparsight.metrics import SpliceText
+
+__all__ = ["closure_findings", "dense_findings", "layer_findings"]
+
+_COMPONENTS = 50
+_BESIDE = (1, 32)  # components whose closure stands beside the latents'
+_TOKENS = 12
+
+
+def layer_findings(
+    models: Mapping[str, LanguageModel], text: SpliceText, hook_points: Sequence[str], forward_tokens: int
+) -> dict[str, Any]:
+    """Of each fine-tune, how far each hook point moved; of the real one also what of the change in predictions passes there."""
+    base, found = models["base"], {}
+    for role, model in models.items():
+        if role != "base":
+            changes = measure_layers(base, model, text, hook_points, forward_tokens=forward_tokens)
+            found[role] = [change.to_json() for change in changes]
+    closures = layer_closure(base, models["tuned"], text, hook_points, forward_tokens=forward_tokens)
+    return found | {"closure": {name: [side.to_json() for side in sides] for name, sides in closures.items()}}
+
+
+def dense_findings(
+    models: Mapping[str, LanguageModel],
+    rows: Mapping[str, Callable[[], Iterable[ActivationBatch]]],
+    text: SpliceText,
+    hook_point: str,
+    forward_tokens: int,
+) -> dict[str, Any]:
+    """The dense bars of each fine-tune. `rows`: role -> batches that hold its difference."""
+    found = {}
+    for role, batches in rows.items():
+        dense = fit_difference(batches(), hook_point, k=_COMPONENTS)
+        base, model = models["base"], models[role]
+        rose, fell, n = top_logit_differences(base, model, text, n=_TOKENS, forward_tokens=forward_tokens)
+        word = base.tokenizer.decode
+        lens = difference_lens(model, dense, n=10)
+        sides = {"rose": rose, "fell": fell}
+        found[role] = {
+            "mean_share": dense.mean_share,
+            "agreement": dense.agreement,
+            "variance_of_50": float(dense.variance.sum()) / dense.total_variance,
+            "lens": {name: [word([int(token)]) for token in each["promoted_tokens"]] for name, each in lens.items()},
+            "logits": {side: [(word([e.token_id]), e.difference, e.z) for e in each] for side, each in sides.items()}
+            | {"n_documents": n},
+        }
+    return found
+
+
+def closure_findings(
+    models: Mapping[str, LanguageModel],
+    codes: Mapping[str, DifferenceCode],
+    dense: DenseDifference,
+    batches: Callable[[], Iterable[ActivationBatch]],
+    text: SpliceText,
+    hook_point: str,
+    *,
+    sizes: Sequence[int],
+    forward_tokens: int,
+) -> dict[str, Any]:
+    """The closure curve of each code; beside the first that of the mean and of principal components. `batches`: base and tuned rows, anew each
+    time."""
+    found = {}
+    for name, code in codes.items():
+        ranking = rank_latents(code, batches(), hook_point)
+        rows = closure_curve(
+            models["base"],
+            models["tuned"],
+            text,
+            code,
+            ranking,
+            hook_point=hook_point,
+            sizes=sizes,
+            forward_tokens=forward_tokens,
+            dense=None if found else dense.patches(_BESIDE),
+        )
+        found[name] = {
+            "rows": [row.to_json() for row in rows],
+            "top": ranking.order[:20].tolist(),
+            "live": len(ranking.order),
+        }
+    return found
