@@ -3,9 +3,9 @@
     python benchmarks/validate_compare/planted.py            (--repetitions, --workers; --steps, --out for another training length)
 
 A repetition draws a pair (sparsight.activations.synthetic_pair) and trains, all on the same tokens, SEEDS SAEs each on the base, on the fine-tune, on
-the base again and on a null fine-tune whose every direction has drifted as far as the fine-tune's. Four comparisons are then labelled: the fine-tune
-without and with the null fine-tune as its null; the base with other seeds; the null fine-tune without its null. "Identical" compares the base's SAEs
-with themselves. Recall and false discovery with fewer seeds come of the same SAEs. A repetition that the record holds is not run again.
+the base again and on a null fine-tune whose every direction has drifted as far as the fine-tune's. The base's are then compared with each of the
+others, with each null (sparsight.diff.emergence) and fewer seeds; "identical" compares them with themselves. A repetition that the record holds is
+not run again.
 
 Targets: recall at least 0.9 at rates of 1 % and more and 0.6 at 0.1 %, observed false discovery at most 0.075 at q = 0.05; at most 5 % of
 comparisons without a change report an emergent or a lost latent.
@@ -27,7 +27,8 @@ import numpy as np
 import torch
 
 from sparsight.activations.synthetic_pair import PlantedPair
-from sparsight.diff import Dictionary, compare_seeds, marked, matched, naive_emergent, recall_by_rate
+from sparsight.diff import Dictionary, LabelConfig, compare_seeds, marked, matched, naive_emergent, recall_by_rate
+from sparsight.diff.emergence import LEAST_PERMUTED
 from sparsight.diff.labelling import ComparedSeeds
 from sparsight.sae import SAEConfig, SAETrainer
 
@@ -110,13 +111,19 @@ def repetition(number: int, steps: int = STEPS, seeds: int = SEEDS) -> Run:
     run: Run = {"number": number, "planted": {}, "unchanged": {}}
     for n in sorted({3, 4, seeds}):
         few = {arm: each[:n] for arm, each in found.items()}
-        compared = compare_seeds(few["base"], few["tuned"])
-        run["planted"][str(n)] = against_truth(pair, few, compared)
-        run["unchanged"][f"held-out base seed, {n}"] = {"counts": [each.counts() for each in compared.null], "lost": []}
-    run["planted"][f"{seeds}, with a null fine-tune"] = against_truth(pair, found, compare_seeds(base, tuned, null))
-    run["unchanged"]["identical"] = without_change(compare_seeds(base, base))
-    run["unchanged"]["reseed"] = without_change(compare_seeds(base, reseed))
-    run["unchanged"]["null fine-tune"] = without_change(compare_seeds(base, null))
+        for null_of in ("seeds", "permuted") if n >= LEAST_PERMUTED else ("seeds",):
+            config = LabelConfig(null=null_of)
+            compared = compare_seeds(few["base"], few["tuned"], config=config)
+            run["planted"][f"{n}, null: {null_of}"] = against_truth(pair, few, compared)
+            run["unchanged"][f"reseed, {n}, null: {null_of}"] = without_change(
+                compare_seeds(few["base"], few["reseed"], config=config)
+            )
+            run["unchanged"][f"null fine-tune, {n}, null: {null_of}"] = without_change(
+                compare_seeds(few["base"], few["null"], config=config)
+            )
+    run["planted"][f"{seeds}, null: null fine-tune"] = against_truth(pair, found, compare_seeds(base, tuned, null))
+    run["unchanged"][f"identical, {seeds}"] = without_change(compare_seeds(base, base))
+    run["unchanged"][f"reseed, {seeds}, null: null fine-tune"] = without_change(compare_seeds(base, reseed, null))
     run["naive"] = {
         name: naive_emergent(matched(each[0], base[0])[0].cosine)
         for name, each in (("fine-tune", tuned), ("null fine-tune", null), ("reseed", reseed))

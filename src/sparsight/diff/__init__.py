@@ -8,7 +8,17 @@ from sparsight.diff.dense import (
     fit_difference,
     top_logit_differences,
 )
-from sparsight.diff.emergence import Gaps, GapTest, benjamini_hochberg, gap_null, gap_test, latent_gaps, rank_p
+from sparsight.diff.drift import DriftTest, decoder_drift, drift_test
+from sparsight.diff.emergence import (
+    Gaps,
+    GapTest,
+    benjamini_hochberg,
+    gap_null,
+    gap_test,
+    latent_gaps,
+    permuted_gaps,
+    rank_p,
+)
 from sparsight.diff.labelling import LABELS, ComparedSeeds, LabelConfig, Labelled, compare_seeds, label_latents
 from sparsight.diff.marking import CHANGES, Marks, marked, naive_emergent, recall_by_rate
 from sparsight.diff.matching import Dictionary, Partners, matched, mutual_pairs, pw_mcc
@@ -23,6 +33,7 @@ __all__ = [
     "DenseDifference",
     "Dictionary",
     "DifferenceCode",
+    "DriftTest",
     "GapTest",
     "Gaps",
     "LabelConfig",
@@ -36,7 +47,9 @@ __all__ = [
     "benjamini_hochberg",
     "closure_curve",
     "compare_seeds",
+    "decoder_drift",
     "difference_lens",
+    "drift_test",
     "fit_difference",
     "gap_null",
     "gap_test",
@@ -49,6 +62,7 @@ __all__ = [
     "measure_layers",
     "mutual_pairs",
     "naive_emergent",
+    "permuted_gaps",
     "pw_mcc",
     "rank_latents",
     "rank_p",

@@ -4,24 +4,33 @@ For latent i of one SAE, with x the measure of its match in another SAE (cosine,
 
     E_i = mean of x over the other seeds of its own model - mean of x over the seeds of the other model
 
-A seed finds some features and misses others, so E_i is often large with nothing behind it. Its null is the same number where nothing changed: for
-each seed of the other model in turn, the seeds beside it are split in every way into some that play its own model and some that play the other.
-Where a null fine-tune was trained on as well, its latents against the other model's seeds are the null instead: the same numbers of seeds, and the
-drift that any training causes. p is the rank of E_i among the null's values of latents that fire about as often, q is Benjamini and Hochberg's.
+A seed finds some features and misses others, so E_i is often large with nothing behind it. Its null is the same number where nothing changed. Three
+of them are here, each sharper than the one before:
+
+    seeds       the other model against itself: for each of its seeds in turn, those beside it are split in every way into some that play the
+                latent's own model and some that play the other
+    permuted    of the SAE in question itself: if nothing changed, all other SAEs of both models are alike to it, and the division into its own
+                model's and the other's is one of many; E of every latent in every division, pooled
+    null model  a null fine-tune's latents against the other model's seeds: with the drift that any training causes
+
+p is the rank of E_i among the null's values of latents that fire about as often, q is Benjamini and Hochberg's.
 
 Only latents that every other seed of their own model finds again (cosine and correlation at least `least_own`) are tested, in the null as well:
 of the rest nothing can be said. That makes the test sharp, for a feature that all seeds find is seldom missed by several at once by chance. The null
-splits have fewer seeds than the test, hence a wider spread: p is too large rather than too small. 3 seeds split 1 to 1, 5 seeds 2 to 2.
+of seeds has fewer seeds on either side than the test (of 3: 1 and 1, of 5: 2 and 2), hence a wider spread and larger p: where a fifth of the features
+is found by half of the seeds, one null value in a hundred is as large as any can be. The permuted null has as many as the test, but also the test's
+own division: with 3 seeds a model that is 1 in 10, with 4 1 in 35, with 5 1 in 126, so it needs 4.
 
 Trade-off: p cannot fall below 1 / (null values + 1), and values of one latent in several splits hang together, so a lone discovery among thousands
 of latents is out of reach of the rank; `least_p` is given with each result.
 
-Sources: Benjamini & Hochberg 1995; ranks against a permuted null: Phipson & Smyth 2010.
+Sources: Benjamini & Hochberg 1995; pooled permutations: Storey & Tibshirani 2003; the 1 in p's numerator and denominator: Phipson & Smyth 2010.
 """
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 from itertools import combinations
+from math import comb
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
@@ -29,9 +38,23 @@ from jaxtyping import Bool, Float, Int
 from sparsight.diff.matching import Partners
 from sparsight.errors import MetricError
 
-__all__ = ["MEASURES", "GapTest", "Gaps", "benjamini_hochberg", "gap_null", "gap_test", "latent_gaps", "rank_p"]
+__all__ = [
+    "LEAST_PERMUTED",
+    "MEASURES",
+    "GapTest",
+    "Gaps",
+    "benjamini_hochberg",
+    "gap_null",
+    "gap_test",
+    "latent_gaps",
+    "permuted_gaps",
+    "rank_p",
+]
 
 MEASURES = ("direction", "activation", "strength")
+LEAST_PERMUTED = 4
+"""Seeds of each model from which on the permuted null can be used."""
+_MOST_DIVISIONS = 500
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,6 +139,24 @@ def gap_null(tables: Sequence[Sequence[Partners | None]], firings: Sequence[Int[
             near, far = ([each for each in side if each is not None] for side in sides)
             parts.append(latent_gaps(near, far, firings[seed]))
     return Gaps.joined(parts)
+
+
+def permuted_gaps(
+    own: Sequence[Partners], other: Sequence[Partners], firings: Int[np.ndarray, " F"], *, seed: int = 0
+) -> Gaps:
+    """E of every latent of one SAE, the other SAEs of both models divided in every way into as many own and other; in 500 of many."""
+    seeds, n_own = [*own, *other], len(own)
+    if comb(len(seeds), n_own) <= _MOST_DIVISIONS:
+        divisions = list(combinations(range(len(seeds)), n_own))
+    else:
+        rng = np.random.default_rng(seed)
+        drawn = [tuple(rng.permutation(len(seeds))[:n_own]) for _ in range(_MOST_DIVISIONS - 1)]
+        divisions = [tuple(range(n_own)), *drawn]
+    sides = (
+        ([seeds[i] for i in division], [each for i, each in enumerate(seeds) if i not in division])
+        for division in divisions
+    )
+    return Gaps.joined([latent_gaps(near, far, firings) for near, far in sides])
 
 
 def gap_test(

@@ -19,8 +19,18 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Bool, Int
 
-from sparsight.diff.emergence import MEASURES, Gaps, GapTest, gap_null, gap_test, latent_gaps
+from sparsight.diff.emergence import (
+    LEAST_PERMUTED,
+    MEASURES,
+    Gaps,
+    GapTest,
+    gap_null,
+    gap_test,
+    latent_gaps,
+    permuted_gaps,
+)
 from sparsight.diff.matching import Dictionary, Partners, matched
+from sparsight.diff.scaling import LatentScaling
 from sparsight.errors import MetricError
 
 __all__ = ["LABELS", "ComparedSeeds", "LabelConfig", "Labelled", "compare_seeds", "label_latents"]
@@ -53,10 +63,15 @@ class LabelConfig:
     least_ratio: float = 1.25
     """Smallest ratio of strengths, either way, that counts as another weight."""
 
+    null: str = "auto"
+    """Which null of `emergence`, where there is no null fine-tune: permuted | seeds | auto, which is permuted from 4 seeds a model on."""
+
     n_strata: int = 4
     """Strata of firing frequency in which a latent is ranked among null values."""
 
     def __post_init__(self) -> None:
+        if self.null not in ("auto", "permuted", "seeds"):
+            raise MetricError(f"The null {self.null!r} is unknown; choose from auto, permuted, seeds.")
         if not 0 < self.q < 1 or self.least_ratio < 1 or self.n_strata < 1 or self.least_firings < 1:
             raise MetricError(
                 f"Labels cannot be given with q = {self.q}, least_ratio = {self.least_ratio}, n_strata = {self.n_strata}, least_firings = "
@@ -104,45 +119,47 @@ def compare_seeds(
     tuned: Sequence[Dictionary],
     null: Sequence[Dictionary] = (),
     *,
+    scaling: Mapping[str, Sequence[LatentScaling]] | None = None,
     config: LabelConfig | None = None,
 ) -> ComparedSeeds:
-    """Labels the latents of both models' seeds. `null`: seeds of a null fine-tune, which then is the null of either direction.
+    """Labels the latents of both models' seeds, all of them read on the same tokens.
 
-    All dictionaries on the same tokens. Raises MetricError with fewer than 3 seeds of a model, or fewer than 2 of the null fine-tune.
+    `null`: seeds of a null fine-tune, whose gaps then are the null. `scaling`: for "tuned" and "base" the latent scaling of each seed.
+    Raises MetricError with fewer than 3 seeds of a model, or fewer than 2 of the null fine-tune.
     """
     config = config or LabelConfig()
-    if len(null) == 1:
+    if min(len(base), len(tuned)) < 3 or len(null) == 1:
         raise MetricError(
-            "A null fine-tune with 1 seed cannot say what its own seeds differ by; 2 at least are expected."
+            f"{len(base)} seeds of the base, {len(tuned)} of the fine-tune and {len(null)} of the null fine-tune cannot say what seeds "
+            "differ by: 3 at least, 5 better, are expected, and of the null fine-tune none or 2."
         )
-    tables = {name: _within(seeds) for name, seeds in (("base", base), ("tuned", tuned), ("null", null))}
+    seeds = {"base": base, "tuned": tuned, "null": null}
+    own = {name: _within(each) for name, each in seeds.items()}
     there, back = _between(tuned, base)
-    null_there, null_back = _between(null, base)
-    of_tuned = _all_gaps(tuned, tables["tuned"], there)
-    of_base = _all_gaps(base, tables["base"], back)
-    itself = {
-        name: gap_null(tables[name], [each.firings for each in seeds])
-        for name, seeds in (("base", base), ("tuned", tuned))
-    }
+    other = {"tuned": there, "base": back}
+    gaps = {name: _all_gaps(seeds[name], own[name], other[name]) for name in other}
     if null:
-        nulls = [
-            Gaps.joined(_all_gaps(null, tables["null"], null_there)),
-            Gaps.joined(_all_gaps(base, tables["base"], null_back)),
-        ]
+        null_there, null_back = _between(null, base)
+        nulls = {
+            "tuned": [Gaps.joined(_all_gaps(null, own["null"], null_there))] * len(tuned),
+            "base": [Gaps.joined(_all_gaps(base, own["base"], null_back))] * len(base),
+        }
     else:
-        nulls = [itself["base"], itself["tuned"]]
-    control = [_held_out_null(tables["base"], [each.firings for each in base], seed) for seed in range(len(base))]
+        nulls = {name: _nulls(name, seeds, own, other[name], config) for name in other}
+    labelled = {
+        name: _labelled_all(gaps[name], nulls[name], own[name], config, (scaling or {}).get(name)) for name in other
+    }
+    control = [_held_out_null(own["base"], [each.firings for each in base], seed) for seed in range(len(base))]
     return ComparedSeeds(
-        tuned=_labelled_all(of_tuned, [nulls[0]] * len(tuned), tables["tuned"], config),
-        base=_labelled_all(of_base, [nulls[1]] * len(base), tables["base"], config),
-        null=_labelled_all([one for one, _ in control], [rest for _, rest in control], tables["base"], config),
+        **labelled,
+        null=_labelled_all([one for one, _ in control], [rest for _, rest in control], own["base"], config),
     )
 
 
 def label_latents(
-    gaps: Gaps, null: Gaps, config: LabelConfig, *, exclusive: Bool[np.ndarray, " F"] | None = None
+    gaps: Gaps, null: Gaps, config: LabelConfig, scaling: LatentScaling | None = None
 ) -> tuple[Int[np.ndarray, " F"], dict[str, GapTest]]:
-    """Labels (places in LABELS) of one SAE's latents, and the tests. `exclusive`: what latent scaling says, where it was measured."""
+    """Labels (places in LABELS) of one SAE's latents, and the tests."""
     limits = {"least_own": config.least_own, "least_firings": config.least_firings, "n_strata": config.n_strata}
     tests = {measure: gap_test(gaps, null, measure=measure, **limits) for measure in MEASURES}
     significant = {measure: np.nan_to_num(test.q, nan=1.0) <= config.q for measure, test in tests.items()}
@@ -151,11 +168,10 @@ def label_latents(
         alone = significant["activation"] & (gaps.activation >= config.least_activation_gap)
         weighted = significant["strength"] & (np.abs(gaps.strength) >= np.log(config.least_ratio))
         has_partner = gaps.partner >= config.least_own
-        close = np.isfinite(tests["direction"].p) & ~moved & (gaps.direction < config.least_gap) & has_partner
-    present = np.zeros(len(moved), bool) if exclusive is None else ~exclusive
+        close = np.isfinite(tests["direction"].p) & (gaps.direction < config.least_gap) & has_partner
     label = np.full(len(moved), _UNDETERMINED)
-    label[moved & alone & ~present] = _EMERGENT
-    label[moved & alone & present] = _REWEIGHTED
+    label[moved & alone & (scaling is None or scaling.exclusive())] = _EMERGENT
+    label[moved & alone & (scaling is not None and scaling.present())] = _REWEIGHTED
     label[moved & ~alone & has_partner] = _ROTATED
     label[close] = _SHARED
     label[close & weighted] = _REWEIGHTED
@@ -187,6 +203,24 @@ def _all_gaps(
     ]
 
 
+def _nulls(
+    name: str,
+    seeds: Mapping[str, Sequence[Dictionary]],
+    own: Mapping[str, Sequence[Sequence[Partners | None]]],
+    other: Sequence[Sequence[Partners]],
+    config: LabelConfig,
+) -> list[Gaps]:
+    """For each SAE of this model, the null without a null fine-tune."""
+    permutes = min(len(seeds["base"]), len(seeds["tuned"])) >= LEAST_PERMUTED
+    if config.null == "permuted" or (config.null == "auto" and permutes):
+        return [
+            permuted_gaps([each for each in own[name][index] if each is not None], other[index], one.firings)
+            for index, one in enumerate(seeds[name])
+        ]
+    reference = "base" if name == "tuned" else "tuned"
+    return [gap_null(own[reference], [each.firings for each in seeds[reference]])] * len(seeds[name])
+
+
 def _held_out_null(
     tables: Sequence[Sequence[Partners | None]], firings: Sequence[np.ndarray], seed: int
 ) -> tuple[Gaps, Gaps]:
@@ -201,9 +235,14 @@ def _held_out_null(
 
 
 def _labelled_all(
-    gaps: Sequence[Gaps], nulls: Sequence[Gaps], own: Sequence[Sequence[Partners | None]], config: LabelConfig
+    gaps: Sequence[Gaps],
+    nulls: Sequence[Gaps],
+    own: Sequence[Sequence[Partners | None]],
+    config: LabelConfig,
+    scaling: Sequence[LatentScaling] | None = None,
 ) -> tuple[Labelled, ...]:
-    found = [label_latents(each, null, config) for each, null in zip(gaps, nulls, strict=True)]
+    scalings = [None] * len(gaps) if scaling is None else scaling
+    found = [label_latents(*each[:2], config, each[2]) for each in zip(gaps, nulls, scalings, strict=True)]
     labels = [label for label, _ in found]
     return tuple(
         Labelled(
