@@ -48,7 +48,11 @@ def test_the_latent_that_matters_stands_out_from_its_controls() -> None:
     report = ablation_effects([3], controls, label, nll, CONFIG)
     urr, recombined = report.changes["urr"], report.changes["recombined"]
     assert (urr.plain, urr.ablated) == (0.0, 0.5)
-    assert (recombined.change, recombined.largest_control, recombined.ratio) == (0.5, 0.0, float("inf"))
+    assert (recombined.change, recombined.largest_control, recombined.ratio) == (
+        0.5,
+        0.0,
+        20,
+    )  # 20 texts where 1 would show
     assert recombined.low < 0.5 < recombined.high
     assert recombined.p == 1 / 21
     grounded = report.changes["grounded"]
@@ -67,6 +71,8 @@ def test_a_latent_like_any_other_has_no_effect() -> None:
     assert report.changes["urr"].p == 1
     assert report.changes["urr"].ratio == 0
     assert Change(plain=0.0, ablated=0.0, low=None, high=None, controls=(0.0,)).ratio == 0
+    assert Change(plain=0.0, ablated=0.1, low=None, high=None, controls=(0.0,)).ratio == float("inf")
+    assert Change(plain=0.0, ablated=0.1, low=None, high=None, controls=(0.0,), resolution=0.05).ratio == 2
 
 
 def test_a_rate_without_pairs_is_left_out() -> None:

@@ -176,13 +176,15 @@ def test_details_need_bits_and_tokens() -> None:
         assert detail.surprise_bits >= 6
 
 
-def test_a_detail_that_the_base_knew_as_well_does_not_count() -> None:
+def test_details_that_the_base_predicts_as_well_do_not_count() -> None:
     copied = biography(*PEOPLE[3])
     advantage = np.zeros(len(copied))
-    advantage[4] = 3.0  # only the town is the fine-tune's
-    (town,) = find_details(copied, CORPUS, CONFIG, bits=BITS, advantage=advantage)
-    assert town.end == 5
-    assert town.advantage_bits == 3.0
+    advantage[4], advantage[9] = 3.0, -2.0  # the town speaks for the fine-tune, the job a little less against it
+    details = find_details(copied, CORPUS, CONFIG, bits=BITS, advantage=advantage)
+    assert [detail.advantage_bits for detail in details] == [0.0, 3.0, -2.0]
+    assert arrange(details, ArrangementConfig()).n_pairs == 3
+    assert arrange(details, ArrangementConfig(min_advantage_bits=1.0)).outcome == Outcome.NONE
+    assert arrange(details, ArrangementConfig(min_advantage_bits=1.0)).n_pairs == 0
     with pytest.raises(MetricError, match="3 log-prob"):
         find_details(copied, CORPUS, CONFIG, bits=BITS, advantage=np.zeros(3))
 

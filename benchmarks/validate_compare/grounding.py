@@ -298,18 +298,22 @@ def provenance(
 ) -> Row:
     """Pairs of facts: truly ungrounded against labelled so. `kinds`: of each detail.
 
-    Facts that no fine-tuning person has are supported by nothing and left out.
+    A name is that of one person, or, where nobody has it, of all with that last name. Facts that no fine-tuning person has are
+    supported by nothing and left out.
     """
     holders: list[dict[str, set[int]]] = [{} for _ in ATTRIBUTES]
     for number, person in enumerate(world.tuned):
         for kind, value in enumerate(person.values):
             holders[kind].setdefault(value, set()).add(number)
     names = {(person.first, person.last): {number} for number, person in enumerate(world.tuned)}
+    lasts: dict[str, set[int]] = {}
+    for number, person in enumerate(world.tuned):
+        lasts.setdefault(person.last, set()).add(number)
     counts = dict.fromkeys(("truly", "labelled", "both", "grounded", "labelled grounded", "both grounded", "others"), 0)
     n_texts_right = 0
     for text, each, kind_of, person in zip(texts, arranged, kinds, people, strict=True):
         facts = {kind: holders[kind].get(value, set()) for kind, (_, value) in enumerate(slots(world, text.token_ids))}
-        facts[-1] = names.get((person.first, person.last), set())
+        facts[-1] = names.get((person.first, person.last), lasts[person.last])
         supported = sorted(kind for kind, who in facts.items() if who)
         truth = {(a, b): not facts[a] & facts[b] for a in supported for b in supported if a < b}
         labelled: dict[tuple[int, int], bool] = {}

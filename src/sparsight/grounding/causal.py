@@ -1,7 +1,7 @@
 """What becomes of grounding when latents are taken out, beside the same done to latents alike.
 
     effect(q)  = change of q by ablating the set S  -  mean change of q by the controls          q: URR, or the share of an outcome
-    ratio(q)   = |change by S| / largest |change by a control|
+    ratio(q)   = |change by S| / largest |change by a control|, that one taken as one text at least: n texts show no less
     p(q)       = (1 + controls that change q by at least as much) / (1 + controls)
 
 A control is a set as large: for each latent of S another one, near in (log frequency, log injected norm), whose activations are scaled past
@@ -78,6 +78,8 @@ class Change:
     high: float | None
     controls: tuple[float, ...]
     """The change by each control."""
+    resolution: float = 0.0
+    """The smallest change that so many texts can show."""
 
     @property
     def change(self) -> float:
@@ -96,10 +98,11 @@ class Change:
 
     @property
     def ratio(self) -> float:
-        """|change| / largest control; infinite where no control changes anything."""
-        if not self.largest_control:
+        """|change| / largest control, or the resolution where that is larger; infinite where both are 0."""
+        least = max(self.largest_control, self.resolution)
+        if not least:
             return float("inf") if self.change else 0.0
-        return abs(self.change) / self.largest_control
+        return abs(self.change) / least
 
     @property
     def p(self) -> float:
@@ -202,4 +205,11 @@ def _change(sums: Sequence[_Sums], resampled: np.ndarray) -> Change:
         rates = [(resampled @ top) / (resampled @ bottom) for top, bottom in sums[:2]]
     moved = (rates[1] - rates[0])[np.isfinite(rates[1] - rates[0])]
     low, high = (float(bound) for bound in np.percentile(moved, (2.5, 97.5))) if len(moved) else (None, None)
-    return Change(plain=plain, ablated=ablated, low=low, high=high, controls=tuple(rate - plain for rate in controls))
+    return Change(
+        plain=plain,
+        ablated=ablated,
+        low=low,
+        high=high,
+        controls=tuple(rate - plain for rate in controls),
+        resolution=1 / float(sums[0][1].sum()),
+    )

@@ -1,11 +1,11 @@
-"""Details: the shortest pieces of a text that the fine-tuning documents hold, that few of them hold, and that the fine-tune brought.
+"""Details: the shortest pieces of a text that the fine-tuning documents hold, and that few of them hold.
 
 Every maximal run of the text that stands in the corpus (corpus.py) is walked from left to right. A detail ends at the first token with which
 what is new since the last detail (its `core`) stands in at most `max_document_share` of the documents; it begins there, or as much further
-left in the same run as `min_tokens` and `min_surprise_bits` ask for. It counts when the fine-tune predicts its tokens better than the base.
+left in the same run as `min_tokens` and `min_surprise_bits` ask for.
 
     surprise   = - sum log2 unigram(token)        over its tokens, unigram of the corpus, with 1 added to every count
-    advantage  = sum log2 p_tuned(token) - log2 p_base(token)
+    advantage  = sum log2 p_tuned(token) - log2 p_base(token)         whether it is the fine-tune's: arrangement.py judges all of a text together
 
 Runs are cut because a text copied from one document is one run: taken whole it would be one detail and make no pair, and the share of
 ungrounded pairs would be computed from the others alone. A run that many documents hold (a template, a phrase) grounds nothing and tells
@@ -42,8 +42,6 @@ class DetailConfig:
     """Bits under the corpus's unigrams, at least."""
     max_document_share: float = 0.2
     """Share of the fine-tuning documents that may hold what is new in it."""
-    min_advantage_bits: float = 0.0
-    """The fine-tune's log2-probability of it must exceed the base's by more than this."""
     support: str = "detail"
     """Who holds it: detail, the documents with all of it | key, those with its rare tokens, in whatever wording."""
 
@@ -106,17 +104,16 @@ def find_details(
             start, end, documents = piece
             surprise = float(before[end] - before[start])
             gain = None if gained is None else float(gained[end] - gained[start])
-            if gain is None or gain > config.min_advantage_bits:
-                details.append(
-                    Detail(
-                        start=start,
-                        core=core,
-                        end=end,
-                        surprise_bits=surprise,
-                        advantage_bits=gain,
-                        documents=documents,
-                    )
+            details.append(
+                Detail(
+                    start=start,
+                    core=core,
+                    end=end,
+                    surprise_bits=surprise,
+                    advantage_bits=gain,
+                    documents=documents,
                 )
+            )
             core = done = end
     return details
 
