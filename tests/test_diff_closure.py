@@ -62,7 +62,7 @@ def perfect(kind: str) -> DifferenceCode:
     """Codes every difference without error: one latent for each sign of each number."""
     signs = torch.cat([torch.eye(D), -torch.eye(D)])
     if kind == "difference":
-        return DifferenceCode(relu_sae(signs.T, signs, torch.full((D,), 0.01)), kind)
+        return DifferenceCode(relu_sae(signs.T, signs, torch.full((D,), 0.2)), kind)
     generator = torch.Generator().manual_seed(0)
     before = torch.randn(2 * D, D, generator=generator)
     bias = torch.randn(D, generator=generator)
@@ -133,11 +133,11 @@ def test_sets_are_their_own_latents_without_the_bias(
     top = ranking.order[:4]
 
     def patches(h_base: Tensor, h_tuned: Tensor):
-        z = (torch.cat([torch.eye(D), -torch.eye(D)]) @ (h_tuned - h_base - 0.01).T).relu().T
+        z = (torch.cat([torch.eye(D), -torch.eye(D)]) @ (h_tuned - h_base - 0.2).T).relu().T
         kept = torch.zeros(2 * D)
         kept[torch.from_numpy(top)] = 1
         yield "top-4", h_base + (z * kept)[:, :D] - (z * kept)[:, D:]
-        yield "bias", h_base + 0.01
+        yield "bias", h_base + 0.2
 
     sums = measure_closure(models["base"], models["tuned"], splice, patches, hook_point=POINT, forward_tokens=256)
     rows = curve(models, store, splice, code)

@@ -72,7 +72,7 @@ def test_killed_and_gone_on_is_as_if_never_killed(
         train_adapter(model, text, config(), tmp_path / "parts", stop=stop)
     assert (tmp_path / "parts/checkpoint.safetensors").exists()
     assert n_updates == 7
-    train_adapter(model, text, config(), tmp_path / "parts")
+    train_adapter(model, text, config(checkpoint_every_steps=3), tmp_path / "parts")
     assert n_updates == 12
     one, other = (load_file(tmp_path / name / "adapter_model.safetensors") for name in ("whole", "parts"))
     assert one.keys() == other.keys()
