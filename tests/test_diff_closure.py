@@ -20,6 +20,7 @@ from sparsight.diff import (
     rank_latents,
     top_logit_differences,
 )
+from sparsight.diff.closure import _plan_sets
 from sparsight.errors import MetricError
 from sparsight.lm import LanguageModel, ModelConfig, TextConfig, load_models
 from sparsight.metrics import SpliceText, kept_tokens
@@ -144,6 +145,19 @@ def test_sets_are_their_own_latents_without_the_bias(
     for name, key in (("top-4", ("top", 4)), ("bias", ("bias", None))):
         by_hand = 1 - sums.total(f"kl_{name}") / sums.total("kl_base")
         assert rows[key].closure.value == pytest.approx(by_hand, abs=1e-4)
+
+
+def test_random_sets_hold_none_of_the_latents_they_stand_beside() -> None:
+    live = np.random.default_rng(0).permutation(40)
+    plan = _plan_sets(live, (8, 20, 21), {"found": [3, 5, 5]}, n_random=4, seed=0)
+    assert {size for name, size in plan if name == "top"} == {8, 20}
+    for name, size in (("random", 8), ("random", 20), ("random:found", 2)):
+        beside = set(live[:size]) if name == "random" else {3, 5}
+        assert len(plan[name, size]) == 4
+        for members in plan[name, size].values():
+            assert len(set(members)) == size
+            assert not beside & set(members)
+    assert set(plan["bottom", 8].popitem()[1]) == set(live[-8:])
 
 
 def test_a_named_set_stands_beside_random_ones_of_its_size(
