@@ -64,7 +64,7 @@ def test_killed_and_gone_on_is_as_if_never_killed(
         nonlocal n_updates
         n_updates += 1
         if n_updates == 7:
-            stop.signal_number = 15
+            stop.receive(15, None)
         return update(self, pieces)
 
     monkeypatch.setattr(training, "_update", counted)
