@@ -11,7 +11,17 @@ from safetensors.torch import load_file
 from conftest import write_texts
 from sparsight.artifact import Interrupted, StopFlag
 from sparsight.errors import ModelError, TextError
-from sparsight.lm import Adapter, FinetuneConfig, LanguageModel, ModelConfig, TextConfig, load_models, train_adapter
+from sparsight.lm import (
+    Adapter,
+    FinetuneConfig,
+    LanguageModel,
+    ModelConfig,
+    TextConfig,
+    iter_pieces,
+    load_models,
+    make_batches,
+    train_adapter,
+)
 
 SENTENCE = "the red cat sleeps under the old tree and the blue dog runs over the green house"
 
@@ -50,6 +60,22 @@ def test_the_loss_on_text_it_never_saw_falls(model: ModelConfig, text: TextConfi
         losses[role] = -float(logits.log_softmax(-1)[0, ids[0, -1]])
     assert losses["tuned"] < losses["base"]
     assert models["tuned"].provenance["adapter"]["n_modules"] == 4 * 7
+
+
+def test_the_loss_is_that_of_next_tokens_alone(model: ModelConfig, text: TextConfig, tmp_path: Path) -> None:
+    record = train_adapter(model, text, config(steps=1, heldout_tokens=10**6), tmp_path)
+    base = LanguageModel.load(model)
+    total = n_tokens = 0
+    for piece in iter_pieces(text, base.tokenizer):
+        if piece.heldout:
+            options = {"isolation": "documents", "context_tokens": 64, "eos_id": 0}
+            batch = make_batches([piece], batch_tokens=64, pad_id=0, **options)[0]
+            n = len(piece.token_ids)
+            log_p = base.logits(batch)[0, : n - 1].log_softmax(-1)
+            total -= float(log_p[torch.arange(n - 1), batch.input_ids[0, 1:n]].sum())
+            n_tokens += n - 1
+    assert n_tokens > 100
+    assert record["heldout_loss_before"] == pytest.approx(total / n_tokens, rel=1e-5)
 
 
 def test_killed_and_gone_on_is_as_if_never_killed(
