@@ -20,6 +20,7 @@ from sparsight.diff import (
     rank_latents,
     top_logit_differences,
 )
+from sparsight.diff.closure import _plan_sets
 from sparsight.errors import MetricError
 from sparsight.lm import LanguageModel, ModelConfig, TextConfig, load_models
 from sparsight.metrics import SpliceText, kept_tokens
@@ -62,7 +63,7 @@ def perfect(kind: str) -> DifferenceCode:
     """Codes every difference without error: one latent for each sign of each number."""
     signs = torch.cat([torch.eye(D), -torch.eye(D)])
     if kind == "difference":
-        return DifferenceCode(relu_sae(signs.T, signs, torch.full((D,), 0.01)), kind)
+        return DifferenceCode(relu_sae(signs.T, signs, torch.full((D,), 0.2)), kind)
     generator = torch.Generator().manual_seed(0)
     before = torch.randn(2 * D, D, generator=generator)
     bias = torch.randn(D, generator=generator)
@@ -133,17 +134,30 @@ def test_sets_are_their_own_latents_without_the_bias(
     top = ranking.order[:4]
 
     def patches(h_base: Tensor, h_tuned: Tensor):
-        z = (torch.cat([torch.eye(D), -torch.eye(D)]) @ (h_tuned - h_base - 0.01).T).relu().T
+        z = (torch.cat([torch.eye(D), -torch.eye(D)]) @ (h_tuned - h_base - 0.2).T).relu().T
         kept = torch.zeros(2 * D)
         kept[torch.from_numpy(top)] = 1
         yield "top-4", h_base + (z * kept)[:, :D] - (z * kept)[:, D:]
-        yield "bias", h_base + 0.01
+        yield "bias", h_base + 0.2
 
     sums = measure_closure(models["base"], models["tuned"], splice, patches, hook_point=POINT, forward_tokens=256)
     rows = curve(models, store, splice, code)
     for name, key in (("top-4", ("top", 4)), ("bias", ("bias", None))):
         by_hand = 1 - sums.total(f"kl_{name}") / sums.total("kl_base")
         assert rows[key].closure.value == pytest.approx(by_hand, abs=1e-4)
+
+
+def test_random_sets_hold_none_of_the_latents_they_stand_beside() -> None:
+    live = np.random.default_rng(0).permutation(40)
+    plan = _plan_sets(live, (8, 20, 21), {"found": [3, 5, 5]}, n_random=4, seed=0)
+    assert {size for name, size in plan if name == "top"} == {8, 20}
+    for name, size in (("random", 8), ("random", 20), ("random:found", 2)):
+        beside = set(live[:size]) if name == "random" else {3, 5}
+        assert len(plan[name, size]) == 4
+        for members in plan[name, size].values():
+            assert len(set(members)) == size
+            assert not beside & set(members)
+    assert set(plan["bottom", 8].popitem()[1]) == set(live[-8:])
 
 
 def test_a_named_set_stands_beside_random_ones_of_its_size(

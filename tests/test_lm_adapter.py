@@ -126,6 +126,15 @@ def test_gpt2_s_matrices_lie_the_other_way_round(tmp_path: Path, whole: Language
     torch.testing.assert_close(tuned, model.logits(batch), atol=1e-4, rtol=1e-4)
 
 
+def test_half_an_adapter_lies_between(tmp_path: Path, model_folder: Path, batch: TokenBatch) -> None:
+    products = write_adapter(tmp_path / "lora", base=str(model_folder))
+    half = load(merge_by_hand(model_folder, products, 0.5 * ALPHA / RANK, tmp_path / "half"))
+    module = AutoModelForCausalLM.from_pretrained(model_folder, dtype=torch.float32)
+    with torch.inference_mode(), Adapter.read(tmp_path / "lora").fit(module).applied(0.5):
+        logits = module(input_ids=batch.input_ids, use_cache=False).logits
+    torch.testing.assert_close(logits, half.logits(batch), atol=1e-4, rtol=1e-4)
+
+
 def test_merging_is_adding(tmp_path: Path, model_folder: Path, whole: LanguageModel, batch: TokenBatch) -> None:
     write_adapter(tmp_path, base=str(model_folder))
     adapter = Adapter.read(tmp_path)

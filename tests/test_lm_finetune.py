@@ -11,7 +11,17 @@ from safetensors.torch import load_file
 from conftest import write_texts
 from sparsight.artifact import Interrupted, StopFlag
 from sparsight.errors import ModelError, TextError
-from sparsight.lm import Adapter, FinetuneConfig, LanguageModel, ModelConfig, TextConfig, load_models, train_adapter
+from sparsight.lm import (
+    Adapter,
+    FinetuneConfig,
+    LanguageModel,
+    ModelConfig,
+    TextConfig,
+    iter_pieces,
+    load_models,
+    make_batches,
+    train_adapter,
+)
 
 SENTENCE = "the red cat sleeps under the old tree and the blue dog runs over the green house"
 
@@ -52,6 +62,22 @@ def test_the_loss_on_text_it_never_saw_falls(model: ModelConfig, text: TextConfi
     assert models["tuned"].provenance["adapter"]["n_modules"] == 4 * 7
 
 
+def test_the_loss_is_that_of_next_tokens_alone(model: ModelConfig, text: TextConfig, tmp_path: Path) -> None:
+    record = train_adapter(model, text, config(steps=1, heldout_tokens=10**6), tmp_path)
+    base = LanguageModel.load(model)
+    total = n_tokens = 0
+    for piece in iter_pieces(text, base.tokenizer):
+        if piece.heldout:
+            options = {"isolation": "documents", "context_tokens": 64, "eos_id": 0}
+            batch = make_batches([piece], batch_tokens=64, pad_id=0, **options)[0]
+            n = len(piece.token_ids)
+            log_p = base.logits(batch)[0, : n - 1].log_softmax(-1)
+            total -= float(log_p[torch.arange(n - 1), batch.input_ids[0, 1:n]].sum())
+            n_tokens += n - 1
+    assert n_tokens > 100
+    assert record["heldout_loss_before"] == pytest.approx(total / n_tokens, rel=1e-5)
+
+
 def test_killed_and_gone_on_is_as_if_never_killed(
     model: ModelConfig, text: TextConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -64,7 +90,7 @@ def test_killed_and_gone_on_is_as_if_never_killed(
         nonlocal n_updates
         n_updates += 1
         if n_updates == 7:
-            stop.signal_number = 15
+            stop.receive(15, None)
         return update(self, pieces)
 
     monkeypatch.setattr(training, "_update", counted)
@@ -72,7 +98,7 @@ def test_killed_and_gone_on_is_as_if_never_killed(
         train_adapter(model, text, config(), tmp_path / "parts", stop=stop)
     assert (tmp_path / "parts/checkpoint.safetensors").exists()
     assert n_updates == 7
-    train_adapter(model, text, config(), tmp_path / "parts")
+    train_adapter(model, text, config(checkpoint_every_steps=3), tmp_path / "parts")
     assert n_updates == 12
     one, other = (load_file(tmp_path / name / "adapter_model.safetensors") for name in ("whole", "parts"))
     assert one.keys() == other.keys()

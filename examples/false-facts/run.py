@@ -15,7 +15,7 @@ from pathlib import Path
 
 from facts import make_biographies, make_people, write_biographies
 
-from sparsight.artifact import stop_signals
+from sparsight.artifact import Interrupted, stop_signals
 from sparsight.errors import SparsightError
 from sparsight.lm import FinetuneConfig, ModelConfig, TextConfig, train_adapter
 
@@ -70,6 +70,8 @@ def main() -> None:
             each=options.each,
             config=config,
         )
+    except Interrupted:
+        raise SystemExit("Stopped and saved: the same command goes on from here.") from None
     except SparsightError as error:
         raise SystemExit(f"error: {error}") from None
 

@@ -230,8 +230,12 @@ def _added(part: LowRank, strength: float) -> Callable[..., Tensor | None]:
     def hook(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor | None:
         if strength == 0:
             return None
-        low = strength * part.scale * functional.linear(args[0].to(part.A.dtype), part.A)
-        return (output + functional.linear(low, part.B)).to(output.dtype)  # summed in float32, rounded once
+        x = args[0].flatten(0, -2)
+        # One product in the model's dtype that also adds, and rounds once. In place: the output is new, and we see it first.
+        low = functional.linear(x, part.A.to(x.dtype))
+        B = (strength * part.scale * part.B).to(x.dtype)
+        output.view(-1, output.shape[-1]).addmm_(low, B.T)
+        return output
 
     return hook
 

@@ -18,6 +18,7 @@ import dataclasses
 import json
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -69,7 +70,7 @@ class FinetuneConfig:
     """Held-out tokens on which the loss is measured before and after."""
     seed: int = 0
     """Of A's first values and of the order of the text."""
-    checkpoint_every_steps: int = 20
+    checkpoint_every_steps: int = 10
     """A kill loses at most the work of so many steps."""
 
     def __post_init__(self) -> None:
@@ -89,6 +90,7 @@ def train_adapter(
     """
     facts = Path(folder) / "finetune.json"
     asked = _plain({"model": model.id, "text": dataclasses.asdict(text), "finetune": dataclasses.asdict(config)})
+    del asked["finetune"]["checkpoint_every_steps"]  # changes no weight
     _check_same(folder, facts, asked)
     if is_adapter(folder):
         return read_json(facts)
@@ -99,7 +101,8 @@ def train_adapter(
     record: dict[str, Any] = {"asked": asked, "text": text_fingerprint(text), "model": loaded.provenance}
     before = training.heldout_loss(heldout, strength=0.0)
     started = time.monotonic()
-    training.run(train, stop)
+    with stop.save_first() if stop is not None else nullcontext():
+        training.run(train, stop)
     record |= {
         "loss_first": training.losses[0],
         "loss_last": float(np.mean(training.losses[-_LOG_EVERY_STEPS:])),

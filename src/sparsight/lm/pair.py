@@ -96,7 +96,8 @@ def load_models(
     models = plain.with_adapters(read) if read else {"base": plain}
     for role, name in others.items():
         if role not in read:
-            models[role] = LanguageModel.load(dataclasses.replace(base, id=name), hook_points=hook_points)
+            config = dataclasses.replace(base, id=name, revision="main")  # the revision given is the base's
+            models[role] = LanguageModel.load(config, hook_points=hook_points)
     return {role: models[role] for role in ROLES if role in models}
 
 
