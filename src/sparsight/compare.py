@@ -195,7 +195,10 @@ class _Comparing:
         if self.recipe.dictionaries.crosscoders:
             for name in ("crosscoder", "crosscoder-l1"):
                 latents.scale_crosscoder(name, self._sae(name), self._both_rows())
-        latents.drift({role: self._sae(f"warm.{role}") for role in self.recipe.roles}, saes["base.0"])
+        warm = {role: self._sae(f"warm.{role}") for role in self.recipe.roles}
+        points = {role: f"{role}:{self.recipe.hook_point}" for role in warm}
+        firings = {role: Dictionary.of(sae, self._rows("heldout", points[role])).firings for role, sae in warm.items()}
+        latents.drift(warm, saes["base.0"], firings)
         latents.write_tables(self.findings.folder)
         shown = latents.to_show(20)
         passages = side_by_side(

@@ -12,16 +12,15 @@ the seeds.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from jaxtyping import Float
+from jaxtyping import Int
 from torch import Tensor
-from torch.nn import functional
 
 from sparsight.artifact import atomic_path
 from sparsight.diff import (
@@ -31,13 +30,13 @@ from sparsight.diff import (
     LabelConfig,
     Labelled,
     LatentScaling,
-    benjamini_hochberg,
     compare_seeds,
+    decoder_drift,
+    drift_test,
     matched,
     mutual_pairs,
     naive_emergent,
     pw_mcc,
-    rank_p,
     scaled_crosscoder,
     scaled_sae,
 )
@@ -53,11 +52,25 @@ class LatentFindings:
 
     def __init__(self, dictionaries: Mapping[str, Sequence[Dictionary]], config: LabelConfig):
         self.dictionaries, self.config = dictionaries, config
-        base, tuned, null = (dictionaries.get(role, ()) for role in ("base", "tuned", "null"))
-        self.compared = compare_seeds(base, tuned, null, config=config)
-        self.of_null = compare_seeds(base, null, config=config) if len(null) >= 3 else None
         self.scaling: dict[str, LatentScaling] = {}
         self._found: dict[str, Any] = {}
+
+    @cached_property
+    def compared(self) -> ComparedSeeds:
+        """Every SAE of base and tuned, labelled; after `scale`, whose word is taken into account."""
+        base, tuned, null = (self.dictionaries.get(role, ()) for role in ("base", "tuned", "null"))
+        scaling = {
+            role: [self.scaling[f"{role}.{seed}"] for seed in range(len(seeds))]
+            for role, seeds in (("base", base), ("tuned", tuned))
+            if self.scaling
+        }
+        return compare_seeds(base, tuned, null, scaling=scaling, config=self.config)
+
+    @cached_property
+    def of_null(self) -> ComparedSeeds | None:
+        """The null fine-tune in the fine-tune's place, where it has 3 seeds."""
+        null = self.dictionaries.get("null", ())
+        return compare_seeds(self.dictionaries["base"], null, config=self.config) if len(null) >= 3 else None
 
     def scale(
         self, saes: Mapping[str, SparseAutoencoder], rows: Callable[[], Iterable[tuple[Tensor, Tensor, Tensor]]]
@@ -71,13 +84,6 @@ class LatentFindings:
             other = saes["tuned.0" if is_base else "base.0"]
             ordered = ((ids, base, tuned) if is_base else (ids, tuned, base) for ids, base, tuned in rows())
             self.scaling[name] = scaled_sae(sae, other, ordered).finish("own")
-        sides = {
-            side: tuple(
-                self._without_present(side, seed, each) for seed, each in enumerate(getattr(self.compared, side))
-            )
-            for side in ("tuned", "base")
-        }
-        self.compared = ComparedSeeds(tuned=sides["tuned"], base=sides["base"], null=self.compared.null)
 
     def scale_crosscoder(self, name: str, crosscoder: SparseAutoencoder, rows: Iterable[tuple[Tensor, Tensor]]) -> None:
         """How many latents a crosscoder's norms call one model's own, and how many of them latent scaling leaves."""
@@ -94,27 +100,29 @@ class LatentFindings:
             }
         self._found.setdefault("crosscoders", {})[name] = found
 
-    def drift(self, warm: Mapping[str, SparseAutoencoder], start: SparseAutoencoder) -> None:
-        """How far a warm start's latents turned, in each model; the fine-tune's judged by the null fine-tune's, if there is one."""
-        firings = self.dictionaries["base"][0].firings
-        alive = firings > 0
-        turned = {role: 1 - _cosine(sae.W_dec, start.W_dec) for role, sae in warm.items()}
-        found: dict[str, Any] = {
-            role: {
-                "mean": float(each[alive].mean()),
-                "p95": float(np.quantile(each[alive], 0.95)),
-                "n": int(alive.sum()),
-            }
-            for role, each in turned.items()
-        }
-        if "null" in turned:
-            p = rank_p(turned["tuned"][alive], firings[alive], turned["null"][alive], firings[alive])
-            q = benjamini_hochberg(p)
-            found["beyond_null"] = int((q <= self.config.q).sum())
-            places = np.flatnonzero(alive)[np.argsort(p, kind="stable")][:20]
-            found["most"] = [
-                [int(latent), float(turned["tuned"][latent]), float(turned["null"][latent])] for latent in places
-            ]
+    def drift(
+        self,
+        warm: Mapping[str, SparseAutoencoder],
+        start: SparseAutoencoder,
+        firings: Mapping[str, Int[np.ndarray, " F"]],
+    ) -> None:
+        """How far a warm start's latents turned, in each model, of those that fire there; the fine-tune's beside the null fine-tune's."""
+        found: dict[str, Any] = {}
+        for role, sae in warm.items():
+            alive = firings[role] > 0
+            turned = decoder_drift(start.W_dec.detach(), sae.W_dec.detach())[alive]
+            found[role] = {"mean": float(turned.mean()), "p95": float(np.quantile(turned, 0.95)), "n": int(alive.sum())}
+        if "null" in warm:
+            test = drift_test(
+                start.W_dec.detach(),
+                warm["tuned"].W_dec.detach(),
+                warm["null"].W_dec.detach(),
+                firings["tuned"],
+                firings["null"],
+                least_firings=self.config.least_firings,
+            )
+            found["beyond_null"] = int((test.test.q <= self.config.q).sum())
+            found["n_tested"] = test.test.n_tested
         self._found["drift"] = found
 
     def to_show(self, n: int) -> list[int]:
@@ -223,16 +231,6 @@ class LatentFindings:
                 values = np.full(n, np.nan) if scaling is None else getattr(scaling, part)[place, 0]
                 columns[f"nu_{name}" if part == "nu" else f"nu_{name}_{part}"] = values
         return pa.table(columns)
-
-    def _without_present(self, side: str, seed: int, labelled: Labelled) -> Labelled:
-        """What latent scaling does not leave to this model alone is reweighted, not emergent."""
-        emergent, reweighted = LABELS.index("emergent"), LABELS.index("reweighted")
-        there = ~self.scaling[f"{side}.{seed}"].exclusive()
-        return replace(labelled, label=np.where((labelled.label == emergent) & there, reweighted, labelled.label))
-
-
-def _cosine(one: Tensor, other: Tensor) -> Float[np.ndarray, " F"]:
-    return functional.cosine_similarity(one.detach().float(), other.detach().float(), dim=1).numpy()
 
 
 def _write(path: Path, table: pa.Table) -> None:

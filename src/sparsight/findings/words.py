@@ -188,7 +188,9 @@ def _drift(drift: dict[str, Any]) -> str:
     ]
     line = f"A base SAE trained on turns by 1 - cosine = {'; '.join(parts)}."
     return line + (
-        f" {drift['beyond_null']:,} latents turn further than the null's, q <= 0.05." if "beyond_null" in drift else ""
+        f" {drift['beyond_null']:,} of {drift['n_tested']:,} latents turn further than the null's, q <= 0.05."
+        if "beyond_null" in drift
+        else ""
     )
 
 
