@@ -2,6 +2,7 @@
 
 import copy
 import json
+import shutil
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -214,3 +215,56 @@ def test_hostile_tokens_and_texts_stay_text_on_the_page(done, tmp_path):
 def test_a_report_of_a_comparison_that_is_not_done_is_refused(tmp_path):
     with pytest.raises(SparsightError, match="not that far"):
         write_report(Findings(tmp_path), "x", {})
+
+
+def test_two_models_are_enough_and_naive_prints_both_methods(tiny, tmp_path, capsys, model_folder, text_path):
+    overrides = [
+        "activations.heldout_tokens=800",
+        "dictionaries.n_latents=32",
+        "dictionaries.k=4",
+        "train.epochs=1",
+        "train.batch_tokens=128",
+    ]
+    overrides += [
+        "base.dtype=float32",
+        "closure.heldout_tokens=200",
+        "closure.layers=2",
+        "activations.window_tokens=1000",
+    ]
+    arguments = [str(model_folder), str(tiny.parent / "tuned"), "--text", text_path, "--tokens", "1500", "--naive"]
+    for override in overrides:
+        arguments += ["--set", override]
+    cli.main(["compare", *arguments, "--out", str(tmp_path / "run")])
+    printed = capsys.readouterr().out
+    assert "another seed of the base" in printed
+    assert "null fine-tune" not in printed
+    report = (tmp_path / "run" / "compare" / "report.md").read_text()
+    assert "No null fine-tune was given or made" in report
+    assert load_comparison(tmp_path / "run" / "recipe.toml").hook_point == "layers.2"
+
+
+def test_two_saes_from_anywhere_are_matched_and_nothing_is_called_emergent(tiny, done, tmp_path, capsys):
+    saes = f'saes = ["{done}/saes/base.0", "{done}/saes/tuned.0"]'
+    recipe = tmp_path / "given.toml"
+    recipe.write_text(tiny.read_text().replace("schema = 1", f"schema = 1\n{saes}"))
+    cli.main(["compare", str(recipe), "--out", str(tmp_path / "run")])
+    assert "Undetermined: one SAE of each model was given" in capsys.readouterr().out
+    table = pq.read_table(tmp_path / "run" / "compare" / "features.parquet").to_pandas()
+    assert set(table.label) == {"undetermined"}
+    assert not (tmp_path / "run" / "saes").exists()
+    whole = pq.read_table(done / "compare" / "pairs.parquet").to_pandas()
+    given = pq.read_table(tmp_path / "run" / "compare" / "pairs.parquet").to_pandas()
+    assert given.tuned.tolist() == whole.tuned.tolist()
+
+
+def test_saes_of_other_hook_points_are_refused(tiny, done, tmp_path, capsys):
+    folder = tmp_path / "elsewhere"
+    shutil.copytree(done / "saes" / "base.0", folder)
+    text = (folder / "cfg.json").read_text().replace("base:layers.2", "layers.1")
+    (folder / "cfg.json").write_text(text)
+    recipe = tmp_path / "given.toml"
+    recipe.write_text(tiny.read_text().replace("schema = 1", f'schema = 1\nsaes = ["{folder}", "{done}/saes/tuned.0"]'))
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(["compare", str(recipe), "--out", str(tmp_path / "run")])
+    assert stopped.value.code == 2
+    assert "one hook point" in capsys.readouterr().err

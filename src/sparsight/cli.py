@@ -323,16 +323,49 @@ class Notes:
 
 
 @dataclass(frozen=True)
-class Compare(_OnRecipe):
+class Compare:
     """Compare a base model with its fine-tune: what changed among features, beside a null fine-tune and other seeds."""
+
+    of: Positional[tuple[str, ...]]
+    """A comparison's recipe; or two models, the base and the fine-tune (a model or a LoRA adapter's folder)."""
+    text: UseAppendAction[tuple[str, ...]] = ()
+    """A file of text like the base's; may be repeated; default the built-in text. Of two models, as all that follows but --out and --naive."""
+    fine_tuning_text: UseAppendAction[tuple[str, ...]] = ()
+    """A file of what the fine-tune was trained on: half of what is read, and what the models' texts are traced to."""
+    null_model: str = ""
+    """The null fine-tune: trained as long and as fast on text like the base's."""
+    make_null: FlagCreatePairsOff[bool] = False
+    """Train it, as a LoRA adapter."""
+    saes: tuple[str, str] | None = None
+    """Two SAEs, the base's and the fine-tune's, to be matched in place of training some."""
+    hook_point: str = ""
+    """Where to compare; default the residual stream in the middle."""
+    tokens: int = 200_000
+    """Tokens to train dictionaries on."""
+    out: Path | None = None
+    """Run directory; default runs/NAME."""
+    set: UseAppendAction[Annotated[tuple[str, ...], arg(metavar="SECTION.KEY=VALUE")]] = ()
+    """Override a value of the recipe; may be repeated."""
+    naive: FlagCreatePairsOff[bool] = False
+    """Print only how many latents the naive method calls emergent, next to the calibrated one, where something changed and where nothing did."""
 
     def __call__(self, stop: StopFlag) -> None:
         from sparsight.compare import compare_models
-        from sparsight.recipe import load_comparison
+        from sparsight.findings import Findings, as_text, naive_table
+        from sparsight.recipe import compare_pair, load_comparison
 
-        run = compare_models(load_comparison(self.recipe, self.set), self.out, stop=stop)
-        report = run.path / "compare" / "report.md"
-        print(f"\n{report.read_text(encoding='utf-8')}\nPage: {report.with_suffix('.html')}")
+        if len(self.of) == 1:
+            recipe = load_comparison(self.of[0], self.set)
+        elif len(self.of) == 2:
+            options = ("text", "fine_tuning_text", "null_model", "make_null", "saes", "hook_point", "tokens")
+            recipe = compare_pair(*self.of, **{name: getattr(self, name) for name in options}, overrides=self.set)
+        else:
+            raise SparsightError(f"compare takes a recipe or two models; {len(self.of)} were given.")
+        findings = Findings(compare_models(recipe, self.out, stop=stop).path / "compare")
+        if self.naive:
+            print(as_text(naive_table(findings.get("labels"))))
+            return
+        print(f"\n{(findings.folder / 'report.md').read_text(encoding='utf-8')}\nPage: {findings.report}")
 
 
 @dataclass(frozen=True)

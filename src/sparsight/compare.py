@@ -28,12 +28,15 @@ from torch import Tensor
 from sparsight.activations import ActivationStore, PairedModels, StoreSource
 from sparsight.artifact import Manifest, RunDir, StopFlag, environment, locked, read_json, write_atomic
 from sparsight.collect import collect_activations
-from sparsight.diff import Dictionary, DifferenceCode, fit_difference
+from sparsight.convert import load_sae
+from sparsight.diff import Dictionary, DifferenceCode, fit_difference, scaled_sae
+from sparsight.errors import SAEError
 from sparsight.findings import (
     Findings,
     LatentFindings,
     closure_findings,
     dense_findings,
+    given_findings,
     layer_findings,
     side_by_side,
     traced_json,
@@ -84,8 +87,11 @@ class _Comparing:
         points, options = self._layers(), self.recipe.closure
         self._step("where", lambda: layer_findings(self.models, self.text, points, options.forward_tokens))
         self._step("dense", self._dense)
-        self._step("dictionaries", self._dictionaries)
-        self._step("labels", self._labels)
+        if self.recipe.saes:
+            self._step("labels", self._given)
+        else:
+            self._step("dictionaries", self._dictionaries)
+            self._step("labels", self._labels)
         self._step("closure", self._closure)
         if self.recipe.fine_tuning is not None:
             self._step("grounding", self._grounding)
@@ -206,9 +212,42 @@ class _Comparing:
         )
         return latents.to_json() | {"passages": passages}
 
+    def _given(self) -> dict[str, Any]:
+        """The two SAEs that were given, matched on held-out rows."""
+        saes = self._given_saes()
+        points = {role: f"{role}:{self.recipe.hook_point}" for role in saes}
+        base, tuned = (Dictionary.of(sae, self._rows("heldout", points[role])) for role, sae in saes.items())
+        rows = ((ids, after, before) for ids, before, after in self._pairs_of_rows())
+        scaling = scaled_sae(saes["tuned"], saes["base"], rows).finish("own")
+        found = given_findings(base, tuned, scaling, self.findings.folder)
+        tokenizer = self.models["base"].tokenizer
+        shown = side_by_side(saes["tuned"], found["furthest"], self.store, self.recipe.hook_point, tokenizer)
+        return found | {"passages": shown}
+
+    def _given_saes(self) -> dict[str, SparseAutoencoder]:
+        """base and tuned. Raises SAEError unless both read the hook point, at its width."""
+        width, hook_point = self.models["base"].width(self.recipe.hook_point), self.recipe.hook_point
+        saes: dict[str, SparseAutoencoder] = {
+            role: load_sae(path) for role, path in zip(("base", "tuned"), self.recipe.saes, strict=True)
+        }
+        for path, sae in zip(self.recipe.saes, saes.values(), strict=True):
+            if sae.d_in != width or sae.d_out != width:
+                raise SAEError(
+                    f"{path} maps {sae.d_in} to {sae.d_out} numbers; `{hook_point}` has {width}. Give SAEs of that place."
+                )
+            if sae.cfg.hook_point.rpartition(":")[2] not in ("", hook_point):  # ours name their model before it
+                raise SAEError(
+                    f"{path} was trained at `{sae.cfg.hook_point}` and the comparison is at `{hook_point}`. Give two SAEs of one hook point."
+                )
+        return saes
+
     def _closure(self) -> dict[str, Any]:
-        options, codes = self.recipe.closure, {"difference": DifferenceCode(self._sae("difference"), "difference")}
-        if self.recipe.dictionaries.crosscoders:
+        options = self.recipe.closure
+        if self.recipe.saes:
+            codes = {"given": DifferenceCode(self._given_saes()["tuned"], "tuned")}
+        else:
+            codes = {"difference": DifferenceCode(self._sae("difference"), "difference")}
+        if self.recipe.dictionaries.crosscoders and not self.recipe.saes:
             codes["crosscoder"] = DifferenceCode(self._sae("crosscoder"), "crosscoder")
         views = [f"{role}:{self.recipe.hook_point}" for role in ("base", "tuned")]
         return closure_findings(

@@ -18,11 +18,9 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from jaxtyping import Int
 from torch import Tensor
 
-from sparsight.artifact import atomic_path
 from sparsight.diff import (
     LABELS,
     ComparedSeeds,
@@ -40,6 +38,7 @@ from sparsight.diff import (
     scaled_crosscoder,
     scaled_sae,
 )
+from sparsight.findings.tables import write_table
 from sparsight.sae import SparseAutoencoder, relative_norm
 
 __all__ = ["LatentFindings"]
@@ -187,11 +186,11 @@ class LatentFindings:
             for side in ("tuned", "base")
             for seed, each in enumerate(getattr(self.compared, side))
         ]
-        _write(folder / "features.parquet", pa.concat_tables(rows))
+        write_table(folder / "features.parquet", pa.concat_tables(rows))
         ours, theirs = self.dictionaries["tuned"][0], self.dictionaries["base"][0]
         there, back = matched(ours, theirs)
         pairs = mutual_pairs(there, back)
-        _write(
+        write_table(
             folder / "pairs.parquet",
             pa.table(
                 {
@@ -203,7 +202,7 @@ class LatentFindings:
             ),
         )
         nulls = [("reseed", self.compared.null)] + ([("null", self.of_null.tuned)] if self.of_null else [])
-        _write(
+        write_table(
             folder / "nulls.parquet",
             pa.concat_tables(
                 [self._table(name, seed, each) for name, sides in nulls for seed, each in enumerate(sides)]
@@ -231,8 +230,3 @@ class LatentFindings:
                 values = np.full(n, np.nan) if scaling is None else getattr(scaling, part)[place, 0]
                 columns[f"nu_{name}" if part == "nu" else f"nu_{name}_{part}"] = values
         return pa.table(columns)
-
-
-def _write(path: Path, table: pa.Table) -> None:
-    with atomic_path(path) as temp:
-        pq.write_table(table, temp, compression="zstd")

@@ -6,7 +6,16 @@ import numpy as np
 
 from sparsight.findings.results import Findings
 
-__all__ = ["closure_table", "counts_table", "grounding_table", "headline", "layers_table", "markdown"]
+__all__ = [
+    "as_text",
+    "closure_table",
+    "counts_table",
+    "grounding_table",
+    "headline",
+    "layers_table",
+    "markdown",
+    "naive_table",
+]
 
 Table = tuple[list[str], list[list[str]]]
 _CHANGES = ("emergent", "rotated", "reweighted")
@@ -20,6 +29,11 @@ _ROWS = {
 
 def headline(labels: dict[str, Any]) -> str:
     """One sentence. "No detectable difference" where the fine-tune's count is within the nulls'; "undetermined" where too little could be tested."""
+    if labels["seeds"]["tuned"] == 1:
+        return (
+            f"Undetermined: one SAE of each model was given, so {', '.join(labels['missing'])} are missing. {labels['naive']['real']['n']:,} of "
+            f"{labels['naive']['real']['of']:,} latents have no partner above cosine 0.7, as often is so between two seeds of one model."
+        )
     counts, tests = labels["counts"], labels["tests"]["direction"]
     of = sum(counts["tuned"][0].values())
     called = {side: [seed["emergent"] for seed in seeds] for side, seeds in counts.items()}
@@ -56,6 +70,27 @@ def counts_table(labels: dict[str, Any]) -> Table:
         found = labels["naive"].get(naive.get(side, ""))
         rows.append([name, f"{found['n']:,} of {found['of']:,}" if found else "", *(f"{mean:,.1f}" for mean in means)])
     return ["", "naive: no partner", *_CHANGES, "shared", "undetermined"], rows
+
+
+def naive_table(labels: dict[str, Any]) -> Table:
+    """How many latents either method calls emergent, where something changed and where nothing did."""
+    sides = {
+        "real": ("tuned", "fine-tune"),
+        "null": ("null", "null fine-tune"),
+        "reseed": ("reseed", "another seed of the base"),
+    }
+    rows = []
+    for name, (side, title) in sides.items():
+        if name in labels["naive"]:
+            found, seeds = labels["naive"][name], labels["counts"].get(side, [])
+            calibrated = ", ".join(f"{seed['emergent']:,}" for seed in seeds) if labels["seeds"]["tuned"] > 1 else ""
+            rows.append([title, f"{found['n']:,} of {found['of']:,} ({found['share']:.0%})", calibrated])
+    return ["", "naive: no partner above cosine 0.7", "calibrated: emergent, of each SAE"], rows
+
+
+def as_text(table: Table) -> str:
+    """A table as Markdown."""
+    return "\n".join(_table(table))
 
 
 def layers_table(where: dict[str, Any]) -> Table:

@@ -93,6 +93,8 @@ class Comparison:
     """The null fine-tune, likewise: as many steps at the same rate on text like the base's."""
     make_null: bool = False
     """Train it, a LoRA adapter; as long and as fast as `tuned` where that says how it was trained, else as `[null_training]` says."""
+    saes: tuple[str, ...] = ()
+    """Two SAEs from anywhere, the base's and the fine-tune's, in place of those that would be trained: matched, and nothing called emergent."""
     base: ModelConfig
     text: TextConfig
     """Text like the base's."""
@@ -114,6 +116,8 @@ class Comparison:
             )
         if not self.name or "/" in self.name or self.name.startswith("."):
             raise RecipeError(f"name = {self.name!r} cannot name a directory; use letters, digits, dots and dashes.")
+        if len(self.saes) not in (0, 2):
+            raise RecipeError(f"saes names {len(self.saes)}; expected two, the base's and the fine-tune's, or none.")
         if self.null and self.make_null:
             raise RecipeError(f"null = {self.null!r} and make_null = true exclude each other; give one of them.")
         if len(self.activations.hook_points) != 1 or self.activations.mode != "store":

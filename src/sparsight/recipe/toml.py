@@ -16,10 +16,12 @@ from pathlib import Path
 from typing import Any
 
 from sparsight.errors import RecipeError
+from sparsight.lm import ModelConfig
+from sparsight.lm.geometry import read_geometry
 from sparsight.recipe.comparison import Comparison
 from sparsight.recipe.schema import Recipe
 
-__all__ = ["dump_recipe", "load_comparison", "load_recipe", "parse_recipe"]
+__all__ = ["compare_pair", "dump_recipe", "load_comparison", "load_recipe", "parse_recipe"]
 
 
 def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
@@ -30,6 +32,49 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
 def load_comparison(path: str | Path, overrides: Sequence[str] = ()) -> Comparison:
     """The recipe of a comparison in a TOML file, likewise."""
     return parse_recipe(_read(path), overrides, source=str(path), cls=Comparison)
+
+
+def compare_pair(
+    base: str,
+    tuned: str,
+    *,
+    text: Sequence[str] = (),
+    fine_tuning_text: Sequence[str] = (),
+    null_model: str = "",
+    make_null: bool = False,
+    saes: Sequence[str] | None = None,
+    hook_point: str = "",
+    tokens: int = 200_000,
+    overrides: Sequence[str] = (),
+) -> Comparison:
+    """The comparison of two models with everything else as usual. Raises RecipeError as a recipe would, ModelError for a base that is not there."""
+    if not hook_point:
+        hook_point = f"layers.{len(read_geometry(ModelConfig(id=base)).block_parameters) // 2}"
+    ordinary = {"files": list(text)} if text else {"builtin": "probe-text"}
+    values: dict[str, Any] = {
+        "schema": 1,
+        "name": Path(tuned).name,
+        "tuned": tuned,
+        "null": null_model,
+        "make_null": make_null,
+        "saes": list(saes or ()),
+        "base": {"id": base},
+        "text": ordinary | {"context_tokens": 128, "heldout_fraction": 0.2},
+        "activations": {
+            "hook_points": [hook_point],
+            "n_tokens": tokens,
+            "heldout_tokens": max(1000, tokens // 5),
+            "window_tokens": 32_768,
+            "dtype": "float32",
+            "allow_short": True,
+        },
+        "train": {"epochs": 6},
+    }
+    if fine_tuning_text:
+        values["fine_tuning"] = {"files": list(fine_tuning_text), "context_tokens": 128}
+    for override in overrides:
+        _apply(values, override)
+    return _build(Comparison, values, "")
 
 
 def _read(path: str | Path) -> str:
