@@ -19,7 +19,7 @@ Only latents that every other seed of their own model finds again (cosine and co
 of the rest nothing can be said. That makes the test sharp, for a feature that all seeds find is seldom missed by several at once by chance. The null
 of seeds has fewer seeds on either side than the test (of 3: 1 and 1, of 5: 2 and 2), hence a wider spread and larger p: where a fifth of the features
 is found by half of the seeds, one null value in a hundred is as large as any can be. The permuted null has as many as the test, but also the test's
-own division: with 3 seeds a model that is 1 in 10, with 4 1 in 35, with 5 1 in 126, so it needs 4.
+own division: with 3 seeds a model that is 1 in 10, with 4 1 in 35, with 5 1 in 126, so it needs 5.
 
 Trade-off: p cannot fall below 1 / (null values + 1), and values of one latent in several splits hang together, so a lone discovery among thousands
 of latents is out of reach of the rank; `least_p` is given with each result.
@@ -52,7 +52,7 @@ __all__ = [
 ]
 
 MEASURES = ("direction", "activation", "strength")
-LEAST_PERMUTED = 4
+LEAST_PERMUTED = 5
 """Seeds of each model from which on the permuted null can be used."""
 _MOST_DIVISIONS = 500
 
