@@ -42,8 +42,8 @@ from sparsight.diff import (
 )
 from sparsight.sae import SAEConfig, SAETrainer, SparseAutoencoder
 
-D, N_SHARED, N_LATENTS, K, NOISE, DRIFT = 48, 60, 192, 3, 0.05, 0.1
-BATCH, STEPS, LR, SEEDS, FEW, HELDOUT_BATCHES, DOCUMENT = 1024, 800, 6e-3, 5, 3, 40, 128
+D, N_SHARED, N_LATENTS, K, NOISE, DRIFT = 32, 36, 128, 3, 0.05, 0.1
+BATCH, STEPS, LR, SEEDS, FEW, HELDOUT_BATCHES, DOCUMENT = 1024, 500, 1e-2, 5, 3, 40, 128
 RECORD = Path(__file__).parents[1] / "records" / "compare-planted.json"
 ARMS = {"base": ("base", 0), "tuned": ("tuned", 100), "reseed": ("base", 200), "null": ("null", 300)}
 """Whose activations, and the first seed."""

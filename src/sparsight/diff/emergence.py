@@ -55,6 +55,8 @@ MEASURES = ("direction", "activation", "strength")
 LEAST_PERMUTED = 5
 """Seeds of each model from which on the permuted null can be used."""
 _MOST_DIVISIONS = 500
+# fewer null values in a stratum, and the smallest p is too large for one change in a hundred latents
+_LEAST_IN_STRATUM = 400
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -168,7 +170,10 @@ def gap_test(
     least_firings: int = 10,
     n_strata: int = 4,
 ) -> GapTest:
-    """p and q of each latent: of a positive E, or for strength, of an E of either sign among those that have a partner by activation."""
+    """p and q of each latent: of a positive E, or for strength, of an E of either sign among those that have a partner by activation.
+
+    `n_strata` at most, each of 400 null values at least.
+    """
     can, null_can = (each.testable(least_own, least_firings) for each in (gaps, null))
     if measure == "strength":
         can, null_can = can & (gaps.partner >= least_own), null_can & (null.partner >= least_own)
@@ -176,6 +181,7 @@ def gap_test(
     values, nulls = getattr(gaps, measure), getattr(null, measure)
     if measure == "strength":
         values, nulls = np.abs(values), np.abs(nulls)
+    n_strata = max(1, min(n_strata, len(nulls) // _LEAST_IN_STRATUM))
     p = np.full(len(values), np.nan)
     if can.any() and len(nulls):
         p[can] = rank_p(values[can], gaps.firings[can], nulls, null.firings, n_strata=n_strata)
@@ -184,7 +190,7 @@ def gap_test(
         q=benjamini_hochberg(p),
         n_tested=int(np.isfinite(p).sum()),
         n_null=len(nulls),
-        least_p=1 / (len(nulls) // max(n_strata, 1) + 1),
+        least_p=1 / (len(nulls) // n_strata + 1),
     )
 
 

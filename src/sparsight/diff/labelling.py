@@ -82,7 +82,7 @@ class LabelConfig:
     """Which null of `emergence`, where there is no null fine-tune: permuted | seeds | auto, which is permuted from 5 seeds a model on."""
 
     n_strata: int = 4
-    """Strata of firing frequency in which a latent is ranked among null values."""
+    """Most strata of firing frequency in which a latent is ranked among null values; fewer where these would be fewer than 400 in each."""
 
     def __post_init__(self) -> None:
         if self.null not in ("auto", "permuted", "seeds"):
