@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from sparsight.diff import Gaps, Partners, benjamini_hochberg, gap_null, gap_test, latent_gaps, permuted_gaps, rank_p
 from sparsight.errors import MetricError
@@ -37,6 +38,9 @@ def test_benjamini_and_hochberg_by_hand():
     q = benjamini_hochberg(np.array([0.04, np.nan, 0.01, 0.02, 0.5]))
     assert q[[0, 2, 3, 4]] == pytest.approx([0.16 / 3, 0.04, 0.04, 0.5])
     assert np.isnan(q[1])
+    assert benjamini_hochberg(np.array([0.04, 0.01, 0.041])) == pytest.approx([0.041, 0.03, 0.041])
+    p = np.random.default_rng(0).random(200) ** 3
+    assert benjamini_hochberg(p) == pytest.approx(stats.false_discovery_control(p))
 
 
 def test_p_is_the_rank_among_latents_that_fire_about_as_often():

@@ -23,7 +23,7 @@ from sparsight.diff import (
 from sparsight.errors import ActivationError, MetricError
 from sparsight.sae import SAEConfig, SAETrainer
 
-D, F, SEEDS, STEPS, BATCH = 32, 56, 4, 350, 256
+D, F, SEEDS, STEPS, BATCH = 32, 56, 4, 300, 512
 PAIR = PlantedPair(
     24, D, changed=dict.fromkeys(("emergent", "lost", "rotated", "reweighted"), 2), rates=(0.02, 0.06), noise=0.03
 )
@@ -106,8 +106,9 @@ def test_two_seeds_are_too_few(seeds):
 
 def test_three_seeds_and_a_null_fine_tune_have_nulls_too(seeds):
     three = {arm: each[:3] for arm, each in seeds.items()}
-    by_seeds = compare_seeds(three["base"], three["tuned"], config=CONFIG)
-    by_model = compare_seeds(three["base"], three["tuned"], three["reseed"], config=CONFIG)
+    config = LabelConfig(n_strata=1)
+    by_seeds = compare_seeds(three["base"], three["tuned"], config=config)
+    by_model = compare_seeds(three["base"], three["tuned"], three["reseed"], config=config)
     for compared in (by_seeds, by_model):
         assert compared.tuned[0].counts()["emergent"] >= 3
         assert sum(each.counts()["emergent"] for each in compared.null) == 0
@@ -121,8 +122,9 @@ def gaps(**given):
 
 def scaling(nu_error, nu_reconstruction, width=0.05):
     """Of the first latents as given, of none after them."""
-    nu = np.zeros((2, 2, 15))
+    nu = np.zeros((3, 2, 15))
     nu[0, :, : len(nu_error)], nu[1, :, : len(nu_error)] = nu_error, nu_reconstruction
+    nu[2] = nu[0] + nu[1]
     return LatentScaling(nu=nu, low=nu - width, high=nu + width, n_documents=9, n_tokens=99)
 
 
@@ -152,9 +154,20 @@ def test_labels_by_hand():
     assert [LABELS[each] for each in strict[4:6]] == ["reweighted", shared]
 
 
-def test_latent_scaling_decides_on_what_would_be_emergent():
-    label, _ = label_latents(gaps(rows=ROWS), NULL, LabelConfig(n_strata=1), scaling([0.0, 0.4, 0.2], [0.0, 0.0, 0.0]))
-    assert [LABELS[each] for each in label[:4]] == ["emergent", "reweighted", "undetermined", "rotated"]
+def test_latent_scaling_has_to_agree():
+    """Latents 0 to 2 look emergent, 3 rotated, 4 and 5 reweighted; what the other model holds of them decides."""
+    error, rebuilt = [0.0, 0.95, 0.2, 0.5, 0.0, 0.0], [0.0, 0.0, 0.0, 0.0, 0.5, 1.0]
+    label, _ = label_latents(gaps(rows=ROWS), NULL, LabelConfig(n_strata=1), scaling(error, rebuilt))
+    assert [LABELS[each] for each in label[:6]] == [
+        "emergent",
+        "shared",  # the other model has all of it in its error
+        "undetermined",  # and a fifth of this one
+        "rotated",
+        "reweighted",
+        "shared",
+    ]
+    label, _ = label_latents(gaps(rows=ROWS), NULL, LabelConfig(n_strata=1), scaling([0, 0, 0, 1.0], [0, 0, 0, 0]))
+    assert LABELS[label[3]] == "shared"
 
 
 def test_what_cannot_be_asked_for():

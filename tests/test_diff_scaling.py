@@ -9,7 +9,7 @@ import torch
 
 from sparsight.diff import ScalingSums, scaled_crosscoder, scaled_sae
 from sparsight.errors import MetricError
-from sparsight.sae import SAEConfig, SparseAutoencoder
+from sparsight.sae import SAEConfig, SparseAutoencoder, SparseLatents
 
 sys.path.append(str(Path(__file__).resolve().parents[1] / "benchmarks" / "validate_compare"))
 
@@ -47,6 +47,8 @@ def test_a_shrunken_norm_is_found_in_the_error():
     scaling = scaled(sae, 0.5 * a[:, :1] * E[0], a[:, :1] * E[0] + a[:, 1:] * E[1]).finish("tuned")
     assert scaling.nu[0, 0] == pytest.approx([0.5, 0.0], abs=1e-6)
     assert scaling.nu[1, 0] == pytest.approx([0.0, 0.0], abs=1e-6)
+    assert scaling.nu[2, 0] == pytest.approx([0.5, 0.0], abs=1e-6)
+    assert scaling.changed().tolist() == [True, True]
     assert np.isnan(scaling.nu[:, 1]).all()  # no decoder in the base
     assert scaling.exclusive().tolist() == [False, True]
     assert scaling.present().tolist() == [True, False]
@@ -64,14 +66,18 @@ def test_what_two_latents_share_is_found_in_the_reconstruction():
         assert scaling.nu[1, 0, latent] == pytest.approx(1.0, abs=1e-6)
         assert not scaling.exclusive()[latent]
         assert scaling.present()[latent]
+        assert scaling.same()[latent]
+        assert not scaling.changed()[latent]
 
 
 def test_a_shared_latent_that_turned_is_seen_along_the_other_decoder():
     a = magnitudes(1)
     sae = crosscoder([(E[1], E[0])], reads=[(torch.zeros(D), E[0])])
     scaling = scaled(sae, a * E[1], a * E[0]).finish("tuned")
-    assert scaling.nu[:, 0, 0] == pytest.approx([0.0, 0.0], abs=1e-6)  # along the fine-tune's decoder alone: exclusive
-    assert scaling.nu[:, 1, 0] == pytest.approx([1.0, 1.0], abs=1e-6)
+    assert scaling.nu[:, 0, 0] == pytest.approx(
+        [0.0, 0.0, 0.0], abs=1e-6
+    )  # along the fine-tune's decoder alone: exclusive
+    assert scaling.nu[:, 1, 0] == pytest.approx([1.0, 1.0, 1.0], abs=1e-6)
     assert scaling.present().tolist() == [True]
 
 
@@ -115,7 +121,9 @@ def test_an_sae_against_the_other_models():
     scaling = scaled_sae(sae(E[:3]), sae(E[1:2]), batches).finish("own")
     assert scaling.nu[0, 0] == pytest.approx([0.4, 0.0, 0.0], abs=1e-5)
     assert scaling.nu[1, 0] == pytest.approx([0.0, 1.0, 0.0], abs=1e-5)
+    assert scaling.nu[2, 0] == pytest.approx([0.4, 1.0, 0.0], abs=1e-5)
     assert scaling.exclusive().tolist() == [False, False, True]
+    assert scaling.same().tolist() == [False, True, False]
     assert scaling.present().tolist() == [True, True, False]
 
 
@@ -126,7 +134,12 @@ def test_what_cannot_be_scaled():
     with pytest.raises(MetricError, match="no activations"):
         sums.finish("base")
     none = {"base": torch.zeros(4, D), "tuned": torch.zeros(4, D)}
-    sums.add(torch.zeros(4, dtype=torch.int64), torch.ones(4, D), none, none)
+    sums.add(
+        torch.zeros(4, dtype=torch.int64),
+        SparseLatents(torch.zeros(4, 1, dtype=torch.int64), torch.ones(4, 1)),
+        none,
+        none,
+    )
     with pytest.raises(MetricError, match="at least 2 documents"):
         sums.finish("base")
 

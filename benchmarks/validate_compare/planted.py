@@ -4,8 +4,8 @@
 
 A repetition draws a pair (sparsight.activations.synthetic_pair) and trains, all on the same tokens, SEEDS SAEs each on the base, on the fine-tune, on
 the base again and on a null fine-tune whose every direction has drifted as far as the fine-tune's. The base's are then compared with each of the
-others, with each null (sparsight.diff.emergence) and fewer seeds; "identical" compares them with themselves. A repetition that the record holds is
-not run again.
+others, with each null (sparsight.diff.emergence), with and without latent scaling, and with 3 seeds; "identical" compares them with themselves. A
+repetition that the record holds is not run again.
 
 Targets: recall at least 0.9 at rates of 1 % and more and 0.6 at 0.1 %, observed false discovery at most 0.075 at q = 0.05; at most 5 % of
 comparisons without a change report an emergent or a lost latent.
@@ -27,13 +27,23 @@ import numpy as np
 import torch
 
 from sparsight.activations.synthetic_pair import PlantedPair
-from sparsight.diff import Dictionary, LabelConfig, compare_seeds, marked, matched, naive_emergent, recall_by_rate
-from sparsight.diff.emergence import LEAST_PERMUTED
-from sparsight.diff.labelling import ComparedSeeds
-from sparsight.sae import SAEConfig, SAETrainer
+from sparsight.diff import (
+    ComparedSeeds,
+    Dictionary,
+    LabelConfig,
+    LatentScaling,
+    SeedTables,
+    compare_seeds,
+    label_seeds,
+    marked,
+    naive_emergent,
+    recall_by_rate,
+    scaled_sae,
+)
+from sparsight.sae import SAEConfig, SAETrainer, SparseAutoencoder
 
-D, N_SHARED, N_LATENTS, K, NOISE, DRIFT = 64, 80, 144, 3, 0.05, 0.1
-BATCH, STEPS, LR, SEEDS, HELDOUT_BATCHES = 512, 1500, 3e-3, 5, 80
+D, N_SHARED, N_LATENTS, K, NOISE, DRIFT = 32, 36, 128, 3, 0.05, 0.1
+BATCH, STEPS, LR, SEEDS, FEW, HELDOUT_BATCHES, DOCUMENT = 1024, 500, 1e-2, 5, 3, 40, 128
 RECORD = Path(__file__).parents[1] / "records" / "compare-planted.json"
 ARMS = {"base": ("base", 0), "tuned": ("tuned", 100), "reseed": ("base", 200), "null": ("null", 300)}
 """Whose activations, and the first seed."""
@@ -41,11 +51,11 @@ ARMS = {"base": ("base", 0), "tuned": ("tuned", 100), "reseed": ("base", 200), "
 Run = dict[str, Any]
 
 
-def dictionaries(pair: PlantedPair, steps: int, seeds: int) -> dict[str, list[Dictionary]]:
-    """Trains all SAEs side by side on `steps` batches, and reads them on held-out ones."""
+def trained(pair: PlantedPair, steps: int, seeds: int) -> dict[str, list[SparseAutoencoder]]:
+    """All SAEs, side by side on the same batches."""
     trainers = {
         (arm, index): SAETrainer(
-            SAEConfig(id="planted", n_latents=N_LATENTS, k=K, lr=LR, seed=first + index, dead_after_tokens=40 * BATCH),
+            SAEConfig(id="planted", n_latents=N_LATENTS, k=K, lr=LR, seed=first + index, dead_after_tokens=20 * BATCH),
             D,
             D,
             total_steps=steps,
@@ -60,13 +70,29 @@ def dictionaries(pair: PlantedPair, steps: int, seeds: int) -> dict[str, list[Di
             if step == 0:
                 trainer.initialize(x[ARMS[arm][0]])
             trainer.step(x[ARMS[arm][0]], with_metrics=False)
-    heldout = [pair.planted(BATCH, index, seed=1).x for index in range(HELDOUT_BATCHES)]
-    return {
-        arm: [
-            Dictionary.of(trainers[arm, index].finished(), [x[ARMS[arm][0]] for x in heldout]) for index in range(seeds)
-        ]
-        for arm in ARMS
-    }
+    return {arm: [trainers[arm, index].finished() for index in range(seeds)] for arm in ARMS}
+
+
+class Arms:
+    """A repetition's SAEs, what they read on held-out tokens, and the latent scaling of one model's against another's."""
+
+    def __init__(self, pair: PlantedPair, saes: dict[str, list[SparseAutoencoder]]) -> None:
+        self.saes = saes
+        self.heldout = [pair.planted(BATCH, index, seed=1).x for index in range(HELDOUT_BATCHES)]
+        self.read = {
+            arm: [Dictionary.of(sae, [x[ARMS[arm][0]] for x in self.heldout]) for sae in of_arm]
+            for arm, of_arm in saes.items()
+        }
+
+    def scaling(self, arm: str) -> dict[str, list[LatentScaling]]:
+        """Of the arm's SAEs against the base's of the same number, and the other way round."""
+        return {"tuned": self._scaled(arm, "base"), "base": self._scaled("base", arm)}
+
+    def _scaled(self, own: str, other: str) -> list[LatentScaling]:
+        ids = torch.arange(BATCH) // DOCUMENT
+        batches = [(ids + 1000 * i, x[ARMS[own][0]], x[ARMS[other][0]]) for i, x in enumerate(self.heldout)]
+        pairs = zip(self.saes[own], self.saes[other], strict=True)
+        return [scaled_sae(*pair, batches).finish("own", n_resamples=100) for pair in pairs]
 
 
 def against_truth(pair: PlantedPair, found: dict[str, list[Dictionary]], compared: ComparedSeeds) -> Run:
@@ -79,7 +105,7 @@ def against_truth(pair: PlantedPair, found: dict[str, list[Dictionary]], compare
     marks = {
         side: [
             marked(labelled, one.directions, pair.directions[side], kinds, pair.probabilities, pair.gains[side] > 0)
-            for labelled, one in zip(getattr(compared, side), found[side], strict=True)
+            for labelled, one in zip(getattr(compared, side), found[side], strict=False)
         ]
         for side, kinds in sides.items()
     }
@@ -104,31 +130,35 @@ def without_change(compared: ComparedSeeds) -> Run:
 def repetition(number: int, steps: int = STEPS, seeds: int = SEEDS) -> Run:
     """All of one repetition."""
     torch.set_num_threads(1)
-    started = time.perf_counter()
+    started = time.process_time()
     pair = PlantedPair(N_SHARED, D, noise=NOISE, drift=DRIFT, seed=number)
-    found = dictionaries(pair, steps, seeds)
-    base, tuned, reseed, null = (found[arm] for arm in ARMS)
+    arms = Arms(pair, trained(pair, steps, seeds))
     run: Run = {"number": number, "planted": {}, "unchanged": {}}
-    for n in sorted({3, 4, seeds}):
-        few = {arm: each[:n] for arm, each in found.items()}
-        for null_of in ("seeds", "permuted") if n >= LEAST_PERMUTED else ("seeds",):
-            config = LabelConfig(null=null_of)
-            compared = compare_seeds(few["base"], few["tuned"], config=config)
-            run["planted"][f"{n}, null: {null_of}"] = against_truth(pair, few, compared)
-            run["unchanged"][f"reseed, {n}, null: {null_of}"] = without_change(
-                compare_seeds(few["base"], few["reseed"], config=config)
-            )
-            run["unchanged"][f"null fine-tune, {n}, null: {null_of}"] = without_change(
-                compare_seeds(few["base"], few["null"], config=config)
-            )
-    run["planted"][f"{seeds}, null: null fine-tune"] = against_truth(pair, found, compare_seeds(base, tuned, null))
-    run["unchanged"][f"identical, {seeds}"] = without_change(compare_seeds(base, base))
-    run["unchanged"][f"reseed, {seeds}, null: null fine-tune"] = without_change(compare_seeds(base, reseed, null))
-    run["naive"] = {
-        name: naive_emergent(matched(each[0], base[0])[0].cosine)
-        for name, each in (("fine-tune", tuned), ("null fine-tune", null), ("reseed", reseed))
-    }
-    run["seconds"] = time.perf_counter() - started
+    for arm in ("tuned", "reseed", "null"):
+        tables = SeedTables.of(arms.read["base"], arms.read[arm], arms.read["null"] if arm != "null" else ())
+        scaling = arms.scaling(arm)
+        for name, few, config, given in (
+            (f"{FEW}, seeds", tables.first(FEW), LabelConfig(null="seeds"), None),
+            (f"{FEW}, seeds, scaling", tables.first(FEW), LabelConfig(null="seeds"), scaling),
+            (f"{seeds}, seeds", tables.first(seeds), LabelConfig(null="seeds"), None),
+            (f"{seeds}, seeds, scaling", tables.first(seeds), LabelConfig(null="seeds"), scaling),
+            (f"{seeds}, permuted", tables.first(seeds), LabelConfig(null="permuted"), None),
+            (f"{seeds}, permuted, scaling", tables.first(seeds), LabelConfig(null="permuted"), scaling),
+            (f"{seeds}, null fine-tune", tables, LabelConfig(), None),
+            (f"{seeds}, null fine-tune, scaling", tables, LabelConfig(), scaling),
+        ):
+            if arm == "null" and "fine-tune" in name:
+                continue
+            few_scaling = given and {side: each[: len(few.own["base"])] for side, each in given.items()}
+            compared = label_seeds(few, scaling=few_scaling, config=config)
+            if arm == "tuned":
+                run["planted"][name] = against_truth(pair, arms.read, compared)
+            else:
+                run["unchanged"][f"{'null fine-tune' if arm == 'null' else arm}: {name}"] = without_change(compared)
+        run.setdefault("naive", {})[arm] = naive_emergent(tables.other["tuned"][0][0].cosine)
+    identical = compare_seeds(arms.read["base"], arms.read["base"])
+    run["unchanged"]["identical: permuted"] = without_change(identical)
+    run["seconds"] = time.process_time() - started
     return run
 
 

@@ -19,7 +19,16 @@ from sparsight.diff.emergence import (
     permuted_gaps,
     rank_p,
 )
-from sparsight.diff.labelling import LABELS, ComparedSeeds, LabelConfig, Labelled, compare_seeds, label_latents
+from sparsight.diff.labelling import (
+    LABELS,
+    ComparedSeeds,
+    LabelConfig,
+    Labelled,
+    SeedTables,
+    compare_seeds,
+    label_latents,
+    label_seeds,
+)
 from sparsight.diff.marking import CHANGES, Marks, marked, naive_emergent, recall_by_rate
 from sparsight.diff.matching import Dictionary, Partners, matched, mutual_pairs, pw_mcc
 from sparsight.diff.scaling import LatentScaling, ScalingSums, scaled_crosscoder, scaled_sae
@@ -44,6 +53,7 @@ __all__ = [
     "Marks",
     "Partners",
     "ScalingSums",
+    "SeedTables",
     "benjamini_hochberg",
     "closure_curve",
     "compare_seeds",
@@ -54,6 +64,7 @@ __all__ = [
     "gap_null",
     "gap_test",
     "label_latents",
+    "label_seeds",
     "latent_gaps",
     "layer_closure",
     "marked",

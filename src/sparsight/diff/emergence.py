@@ -19,7 +19,7 @@ Only latents that every other seed of their own model finds again (cosine and co
 of the rest nothing can be said. That makes the test sharp, for a feature that all seeds find is seldom missed by several at once by chance. The null
 of seeds has fewer seeds on either side than the test (of 3: 1 and 1, of 5: 2 and 2), hence a wider spread and larger p: where a fifth of the features
 is found by half of the seeds, one null value in a hundred is as large as any can be. The permuted null has as many as the test, but also the test's
-own division: with 3 seeds a model that is 1 in 10, with 4 1 in 35, with 5 1 in 126, so it needs 4.
+own division: with 3 seeds a model that is 1 in 10, with 4 1 in 35, with 5 1 in 126, so it needs 5.
 
 Trade-off: p cannot fall below 1 / (null values + 1), and values of one latent in several splits hang together, so a lone discovery among thousands
 of latents is out of reach of the rank; `least_p` is given with each result.
@@ -52,9 +52,11 @@ __all__ = [
 ]
 
 MEASURES = ("direction", "activation", "strength")
-LEAST_PERMUTED = 4
+LEAST_PERMUTED = 5
 """Seeds of each model from which on the permuted null can be used."""
 _MOST_DIVISIONS = 500
+# fewer null values in a stratum, and the smallest p is too large for one change in a hundred latents
+_LEAST_IN_STRATUM = 400
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -168,7 +170,10 @@ def gap_test(
     least_firings: int = 10,
     n_strata: int = 4,
 ) -> GapTest:
-    """p and q of each latent: of a positive E, or for strength, of an E of either sign among those that have a partner by activation."""
+    """p and q of each latent: of a positive E, or for strength, of an E of either sign among those that have a partner by activation.
+
+    `n_strata` at most, each of 400 null values at least.
+    """
     can, null_can = (each.testable(least_own, least_firings) for each in (gaps, null))
     if measure == "strength":
         can, null_can = can & (gaps.partner >= least_own), null_can & (null.partner >= least_own)
@@ -176,6 +181,7 @@ def gap_test(
     values, nulls = getattr(gaps, measure), getattr(null, measure)
     if measure == "strength":
         values, nulls = np.abs(values), np.abs(nulls)
+    n_strata = max(1, min(n_strata, len(nulls) // _LEAST_IN_STRATUM))
     p = np.full(len(values), np.nan)
     if can.any() and len(nulls):
         p[can] = rank_p(values[can], gaps.firings[can], nulls, null.firings, n_strata=n_strata)
@@ -184,7 +190,7 @@ def gap_test(
         q=benjamini_hochberg(p),
         n_tested=int(np.isfinite(p).sum()),
         n_null=len(nulls),
-        least_p=1 / (len(nulls) // max(n_strata, 1) + 1),
+        least_p=1 / (len(nulls) // n_strata + 1),
     )
 
 

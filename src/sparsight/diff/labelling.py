@@ -1,11 +1,17 @@
 """One label for each latent of a model: what the other model has of it.
 
     undetermined   some other seed of its own model did not find it, or it fired too rarely, or the tests say neither one thing nor the other
-    emergent       nothing in the other model points like it (direction) and nothing fires like it (activation), and latent scaling, where it was
-                   measured, finds it in neither the other's error nor its reconstruction. Of the base's latents the same is called lost
+    emergent       nothing in the other model points like it (direction) and nothing fires like it (activation). Of the base's latents the same is
+                   called lost
     rotated        something in the other model fires like it, and nothing points like it
-    reweighted     something fires and points like it, and adds more or less to the activations; or only scaling finds it in the other model
+    reweighted     something fires and points like it, and adds more or less to the activations
     shared         something in the other model fires and points like it, as strongly
+
+Seeds say what the dictionaries of one model differ by. They cannot say that those of two models differ for another reason than the models' features:
+which rare features a dictionary finds depends on all of its directions, and a fine-tune with nothing new, each direction drifted by a tenth, had
+"emergent" latents that all of its seeds agreed on (docs/log.md). So latent scaling has to agree where it is given, and it should be given: what is
+emergent must be exclusive by it, and of what is rotated or reweighted the other model's activations must hold another amount. Of what they hold as
+much, the latent is shared, though no dictionary of the other model has it.
 
 The three tests are those of `emergence`, each with its own q; beside q each needs an effect that matters, since with many seeds any drift is
 significant. A label speaks of these dictionaries: "emergent" is short for "no linear analogue was found in the other model's dictionaries".
@@ -33,7 +39,16 @@ from sparsight.diff.matching import Dictionary, Partners, matched
 from sparsight.diff.scaling import LatentScaling
 from sparsight.errors import MetricError
 
-__all__ = ["LABELS", "ComparedSeeds", "LabelConfig", "Labelled", "compare_seeds", "label_latents"]
+__all__ = [
+    "LABELS",
+    "ComparedSeeds",
+    "LabelConfig",
+    "Labelled",
+    "SeedTables",
+    "compare_seeds",
+    "label_latents",
+    "label_seeds",
+]
 
 LABELS = ("undetermined", "emergent", "rotated", "reweighted", "shared")
 """Numbers in `Labelled.label` are places here. Of a base latent, emergent is to be read as lost."""
@@ -64,10 +79,10 @@ class LabelConfig:
     """Smallest ratio of strengths, either way, that counts as another weight."""
 
     null: str = "auto"
-    """Which null of `emergence`, where there is no null fine-tune: permuted | seeds | auto, which is permuted from 4 seeds a model on."""
+    """Which null of `emergence`, where there is no null fine-tune: permuted | seeds | auto, which is permuted from 5 seeds a model on."""
 
     n_strata: int = 4
-    """Strata of firing frequency in which a latent is ranked among null values."""
+    """Most strata of firing frequency in which a latent is ranked among null values; fewer where these would be fewer than 400 in each."""
 
     def __post_init__(self) -> None:
         if self.null not in ("auto", "permuted", "seeds"):
@@ -114,6 +129,67 @@ class ComparedSeeds:
     """One for each seed of the base, labelled against the base's other seeds: what the same test finds where nothing changed."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class SeedTables:
+    """Every pair of dictionaries matched, once for all tests: own[model][s][t] and other[model][s][t] of latents of seed s in seed t."""
+
+    firings: Mapping[str, Sequence[np.ndarray]]
+    own: Mapping[str, Sequence[Sequence[Partners | None]]]
+    """Of "base", "tuned" and "null", whose seeds may be none."""
+    other: Mapping[str, Sequence[Sequence[Partners]]]
+    """Of "base" in the fine-tune, and of "tuned" and "null" in the base; of "base in null" as well."""
+
+    @classmethod
+    def of(
+        cls, base: Sequence[Dictionary], tuned: Sequence[Dictionary], null: Sequence[Dictionary] = ()
+    ) -> "SeedTables":
+        """All read on the same tokens. Raises MetricError with fewer than 3 seeds of a model, or 1 of the null fine-tune."""
+        if min(len(base), len(tuned)) < 3 or len(null) == 1:
+            raise MetricError(
+                f"{len(base)} seeds of the base, {len(tuned)} of the fine-tune and {len(null)} of the null fine-tune cannot say what seeds "
+                "differ by: 3 at least, 5 better, are expected, and of the null fine-tune none or 2."
+            )
+        seeds = {"base": base, "tuned": tuned, "null": null}
+        there, back = _between(tuned, base)
+        null_there, null_back = _between(null, base)
+        return cls(
+            firings={name: [each.firings for each in of_model] for name, of_model in seeds.items()},
+            own={name: _within(of_model) for name, of_model in seeds.items()},
+            other={"tuned": there, "base": back, "null": null_there, "base in null": null_back},
+        )
+
+    def first(self, n: int, *, null: bool = False) -> "SeedTables":
+        """Of the first n seeds of each model, with or without the null fine-tune's."""
+        kept = {name: n if null or "null" not in name else 0 for name in (*self.own, *self.other)}
+        return SeedTables(
+            firings={name: each[: kept[name]] for name, each in self.firings.items()},
+            own={name: [row[:n] for row in table[: kept[name]]] for name, table in self.own.items()},
+            other={name: [row[:n] for row in table[: n if kept[name] else 0]] for name, table in self.other.items()},
+        )
+
+    def gaps(self, name: str, against: str | None = None) -> list[Gaps]:
+        """E of every seed's latents of one model; of the base's `against` the null fine-tune with "base in null"."""
+        return [
+            latent_gaps([each for each in own if each is not None], other, firings)
+            for own, other, firings in zip(self.own[name], self.other[against or name], self.firings[name], strict=True)
+        ]
+
+    def nulls(self, name: str, null: str = "auto") -> list[Gaps]:
+        """The null of each SAE of "tuned" or "base": the null fine-tune's where there is one, else by `LabelConfig.null`."""
+        n_seeds = min(len(self.own["base"]), len(self.own["tuned"]))
+        if self.own["null"]:
+            found = self.gaps("null") if name == "tuned" else self.gaps("base", "base in null")
+            return [Gaps.joined(found)] * len(self.own[name])
+        if null == "permuted" or (null == "auto" and n_seeds >= LEAST_PERMUTED):
+            tables = zip(self.own[name], self.other[name], self.firings[name], strict=True)
+            return [
+                permuted_gaps([each for each in own if each is not None], other, firings)
+                for own, other, firings in tables
+            ]
+        reference = "base" if name == "tuned" else "tuned"
+        return [gap_null(self.own[reference], self.firings[reference])] * len(self.own[name])
+
+
 def compare_seeds(
     base: Sequence[Dictionary],
     tuned: Sequence[Dictionary],
@@ -122,37 +198,28 @@ def compare_seeds(
     scaling: Mapping[str, Sequence[LatentScaling]] | None = None,
     config: LabelConfig | None = None,
 ) -> ComparedSeeds:
-    """Labels the latents of both models' seeds, all of them read on the same tokens.
+    """Labels the latents of both models' seeds, all of them read on the same tokens; see `SeedTables.of` and `label_seeds`."""
+    return label_seeds(SeedTables.of(base, tuned, null), scaling=scaling, config=config)
 
-    `null`: seeds of a null fine-tune, whose gaps then are the null. `scaling`: for "tuned" and "base" the latent scaling of each seed.
-    Raises MetricError with fewer than 3 seeds of a model, or fewer than 2 of the null fine-tune.
-    """
+
+def label_seeds(
+    tables: SeedTables,
+    *,
+    scaling: Mapping[str, Sequence[LatentScaling]] | None = None,
+    config: LabelConfig | None = None,
+) -> ComparedSeeds:
+    """Labels from what was matched. `scaling`: for "tuned" and "base" the latent scaling of each seed."""
     config = config or LabelConfig()
-    if min(len(base), len(tuned)) < 3 or len(null) == 1:
-        raise MetricError(
-            f"{len(base)} seeds of the base, {len(tuned)} of the fine-tune and {len(null)} of the null fine-tune cannot say what seeds "
-            "differ by: 3 at least, 5 better, are expected, and of the null fine-tune none or 2."
-        )
-    seeds = {"base": base, "tuned": tuned, "null": null}
-    own = {name: _within(each) for name, each in seeds.items()}
-    there, back = _between(tuned, base)
-    other = {"tuned": there, "base": back}
-    gaps = {name: _all_gaps(seeds[name], own[name], other[name]) for name in other}
-    if null:
-        null_there, null_back = _between(null, base)
-        nulls = {
-            "tuned": [Gaps.joined(_all_gaps(null, own["null"], null_there))] * len(tuned),
-            "base": [Gaps.joined(_all_gaps(base, own["base"], null_back))] * len(base),
-        }
-    else:
-        nulls = {name: _nulls(name, seeds, own, other[name], config) for name in other}
+    own, firings = tables.own["base"], tables.firings["base"]
     labelled = {
-        name: _labelled_all(gaps[name], nulls[name], own[name], config, (scaling or {}).get(name)) for name in other
+        name: _labelled_all(
+            tables.gaps(name), tables.nulls(name, config.null), tables.own[name], config, (scaling or {}).get(name)
+        )
+        for name in ("tuned", "base")
     }
-    control = [_held_out_null(own["base"], [each.firings for each in base], seed) for seed in range(len(base))]
+    control = [_held_out_null(own, firings, seed) for seed in range(len(own))]
     return ComparedSeeds(
-        **labelled,
-        null=_labelled_all([one for one, _ in control], [rest for _, rest in control], own["base"], config),
+        **labelled, null=_labelled_all([one for one, _ in control], [rest for _, rest in control], own, config)
     )
 
 
@@ -169,12 +236,16 @@ def label_latents(
         weighted = significant["strength"] & (np.abs(gaps.strength) >= np.log(config.least_ratio))
         has_partner = gaps.partner >= config.least_own
         close = np.isfinite(tests["direction"].p) & (gaps.direction < config.least_gap) & has_partner
+    exclusive = changed = np.ones(len(moved), bool)
+    same = np.zeros(len(moved), bool)
+    if scaling is not None:
+        exclusive, changed = scaling.exclusive(), scaling.changed(config.least_ratio)
+        same = scaling.same(config.least_ratio)
     label = np.full(len(moved), _UNDETERMINED)
-    label[moved & alone & (scaling is None or scaling.exclusive())] = _EMERGENT
-    label[moved & alone & (scaling is not None and scaling.present())] = _REWEIGHTED
-    label[moved & ~alone & has_partner] = _ROTATED
-    label[close] = _SHARED
-    label[close & weighted] = _REWEIGHTED
+    label[moved & alone & exclusive] = _EMERGENT
+    label[moved & ~alone & has_partner & changed] = _ROTATED
+    label[close | (moved & same)] = _SHARED
+    label[close & weighted & changed] = _REWEIGHTED
     return label, tests
 
 
@@ -192,33 +263,6 @@ def _between(
     both = [[matched(one, other) for other in theirs] for one in ours]
     there = [[pair[0] for pair in row] for row in both]
     return there, [[row[index][1] for row in both] for index in range(len(theirs))]
-
-
-def _all_gaps(
-    seeds: Sequence[Dictionary], own: Sequence[Sequence[Partners | None]], other: Sequence[Sequence[Partners]]
-) -> list[Gaps]:
-    return [
-        latent_gaps([each for each in own[index] if each is not None], other[index], seed.firings)
-        for index, seed in enumerate(seeds)
-    ]
-
-
-def _nulls(
-    name: str,
-    seeds: Mapping[str, Sequence[Dictionary]],
-    own: Mapping[str, Sequence[Sequence[Partners | None]]],
-    other: Sequence[Sequence[Partners]],
-    config: LabelConfig,
-) -> list[Gaps]:
-    """For each SAE of this model, the null without a null fine-tune."""
-    permutes = min(len(seeds["base"]), len(seeds["tuned"])) >= LEAST_PERMUTED
-    if config.null == "permuted" or (config.null == "auto" and permutes):
-        return [
-            permuted_gaps([each for each in own[name][index] if each is not None], other[index], one.firings)
-            for index, one in enumerate(seeds[name])
-        ]
-    reference = "base" if name == "tuned" else "tuned"
-    return [gap_null(own[reference], [each.firings for each in seeds[reference]])] * len(seeds[name])
 
 
 def _held_out_null(

@@ -6,6 +6,7 @@ A crosscoder's decoder norms call too many latents one model's own. An L1 penalt
     c(y, u) = sum z <y, u> / sum z^2       how strongly y holds the unit direction u when the latent fires: least squares through the origin
     y       = the model's error with the latent's own part added back,  h - h' + z d        (error)
               the model's reconstruction less its bias, the latent's part included             (reconstruction)
+              the model's activation less that bias: h - h' and the line above together        (activation)
     nu      = c in the other model / c in the latent's own model, the latter along its own decoder
               the former along its own model's decoder, and along the other's
 
@@ -13,6 +14,9 @@ Where the error of the other model holds it, it was shrunk; where the other's re
 neither does along either decoder: nu of the error below 0.2 and of the reconstruction below 0.5, by the upper ends of their intervals. A latent
 counts as present when one lower end exceeds its limit; between the two, nothing is said. With c, which is beta |d|, nothing depends on how norms
 are shared between a latent and its row. For an SAE of one model, whose latents the other's SAE does not have, the other decoder is absent.
+
+nu of the activation says how much of the latent the other model has, whoever explains it: 0 of an exclusive one, the cosine of one that turned, the
+ratio of one re-weighted, 1 of one that is shared, whether the other's dictionary found it or not.
 
 Intervals are over documents, percentiles of resampled sums. Every latent is measured: none is preselected by its norms.
 Sources: Wright & Sharkey 2024 (scaling), Minder 2025, arXiv:2504.02922 (both artefacts, nu, the limits; there with the fine-tune's decoder alone).
@@ -30,25 +34,27 @@ from torch.nn import functional
 
 from sparsight.errors import MetricError
 from sparsight.metrics import document_weights
-from sparsight.sae import SparseAutoencoder, model_decoders
+from sparsight.sae import SparseAutoencoder, SparseLatents, model_decoders
 
 __all__ = ["LatentScaling", "ScalingSums", "scaled_crosscoder", "scaled_sae"]
 
 ERROR_LIMIT, RECONSTRUCTION_LIMIT = 0.2, 0.5
 _LATENTS_AT_ONCE = 256
+# active latents whose dot products are taken at once: at width 4096, 268 MB for each of the two sides
+_ACTIVE_AT_ONCE = 2**14
 _PERCENTILES = (2.5, 97.5)
 
 
 @dataclass(frozen=True, kw_only=True)
 class LatentScaling:
-    """nu of every latent seen as the own model's, each with its interval: rows error and reconstruction, columns own and other decoder.
+    """nu of every latent seen as the own model's, each with its interval: of error, reconstruction and activation, along own and other decoder.
 
     NaN where the latent never fired, has no decoder there, or is not written in its own model.
     """
 
-    nu: Float[np.ndarray, "2 2 F"]
-    low: Float[np.ndarray, "2 2 F"]
-    high: Float[np.ndarray, "2 2 F"]
+    nu: Float[np.ndarray, "3 2 F"]
+    low: Float[np.ndarray, "3 2 F"]
+    high: Float[np.ndarray, "3 2 F"]
     n_documents: int
     n_tokens: int
 
@@ -57,15 +63,25 @@ class LatentScaling:
     ) -> Bool[np.ndarray, " F"]:
         """Latents that the other model is shown not to have."""
         limits = np.array([error_limit, reconstruction_limit])[:, None, None]
-        measured = np.all(np.isfinite(self.nu[:, 0]), axis=0)  # along its own decoder at least
-        return measured & np.all(np.isnan(self.high) | (self.high < limits), axis=(0, 1))
+        measured = np.all(np.isfinite(self.nu[:2, 0]), axis=0)  # along its own decoder at least
+        return measured & np.all(np.isnan(self.high[:2]) | (self.high[:2] < limits), axis=(0, 1))
 
     def present(
         self, error_limit: float = ERROR_LIMIT, reconstruction_limit: float = RECONSTRUCTION_LIMIT
     ) -> Bool[np.ndarray, " F"]:
         """Latents that the other model is shown to have."""
         limits = np.array([error_limit, reconstruction_limit])[:, None, None]
-        return np.any(np.nan_to_num(self.low, nan=-np.inf) > limits, axis=(0, 1))
+        return np.any(np.nan_to_num(self.low[:2], nan=-np.inf) > limits, axis=(0, 1))
+
+    def changed(self, least_ratio: float = 1.25) -> Bool[np.ndarray, " F"]:
+        """Latents of which the other model's activations hold, along its own decoder, another amount: the whole interval is off 1 by this ratio."""
+        with np.errstate(invalid="ignore"):
+            return (self.high[2, 0] < 1 / least_ratio) | (self.low[2, 0] > least_ratio)
+
+    def same(self, least_ratio: float = 1.25) -> Bool[np.ndarray, " F"]:
+        """Latents of which they hold the same amount: the whole interval is within this ratio of 1."""
+        with np.errstate(invalid="ignore"):
+            return (self.low[2, 0] > 1 / least_ratio) & (self.high[2, 0] < least_ratio)
 
 
 class ScalingSums:
@@ -86,21 +102,27 @@ class ScalingSums:
     def add(
         self,
         document_ids: Int[Tensor, " n"],
-        latents: Float[Tensor, "n F"],
+        latents: SparseLatents,
         errors: Mapping[str, Float[Tensor, "n d"]],
         reconstructions: Mapping[str, Float[Tensor, "n d"]],
     ) -> None:
-        """Count a batch: dense latents, what each model's reconstruction misses (h - h'), and that reconstruction less its bias."""
-        self.n_tokens += len(latents)
+        """Count a batch: its active latents, what each model's reconstruction misses (h - h'), and that reconstruction less its bias."""
+        self.n_tokens += len(latents.values)
         ids, places = np.unique(document_ids.cpu().numpy(), return_inverse=True)
-        index, z = torch.from_numpy(places), latents.float()
-        parts = [z.square()]
-        for targets in (errors, reconstructions):
-            parts += [z * (targets[model].float() @ units.T) for model in self.models for units in self._units]
-        sums = torch.zeros(len(ids), len(parts), z.shape[1], dtype=torch.float64)
-        for column, part in enumerate(parts):
-            sums[:, column].index_add_(0, index, part.cpu().double())
-        self._pending.append((ids, sums))
+        n_latents = self._units.shape[1]
+        targets = [rows[model].float() for rows in (errors, reconstructions) for model in self.models]
+        sums = torch.zeros(len(ids) * n_latents, 1 + 2 * len(targets), dtype=torch.float64)
+        active = latents.values > 0
+        tokens, values = active.nonzero()[:, 0], latents.values[active].float()
+        which = latents.indices[active].long()
+        for part in torch.arange(len(which)).split(_ACTIVE_AT_ONCE):
+            token, latent, z = tokens[part], which[part], values[part]
+            units = self._units[:, latent]
+            products = [z * torch.linalg.vecdot(target[token], unit) for target in targets for unit in units]
+            cells = torch.from_numpy(places)[token.cpu()] * n_latents + latent.cpu()
+            sums.index_add_(0, cells, torch.stack([z.square(), *products], 1).cpu().double())
+        table = sums.view(len(ids), n_latents, -1).transpose(1, 2).contiguous()
+        self._pending.append((ids, table))
         if sum(len(each) for each, _ in self._pending) > 2 * len(self._pending[0][0]):
             self._compact()
 
@@ -111,7 +133,7 @@ class ScalingSums:
             raise MetricError(f"Latent scaling needs at least 2 documents for its intervals; got {len(ids)}.")
         mine = self.models.index(own)
         draws = torch.from_numpy(document_weights(np.random.default_rng(seed), len(ids), n_resamples))
-        found = torch.full((3, 2, 2, table.shape[2]), torch.nan, dtype=torch.float64)
+        found = torch.full((3, 3, 2, table.shape[2]), torch.nan, dtype=torch.float64)
         for start in range(0, table.shape[2], _LATENTS_AT_ONCE):
             block = slice(start, start + _LATENTS_AT_ONCE)
             part = table[:, :, block]
@@ -123,12 +145,12 @@ class ScalingSums:
         nu, low, high = found.numpy()
         return LatentScaling(nu=nu, low=low, high=high, n_documents=len(ids), n_tokens=self.n_tokens)
 
-    def _ratios(self, sums: Float[Tensor, "r 9 f"], block: slice, mine: int) -> Float[Tensor, "r 2 2 f"]:
-        """nu of these latents from sums, [error | reconstruction, own | other decoder]."""
+    def _ratios(self, sums: Float[Tensor, "r 9 f"], block: slice, mine: int) -> Float[Tensor, "r 3 2 f"]:
+        """nu of these latents from sums, [error | reconstruction | activation, own | other decoder]."""
         squares, rest = sums[:, :1], sums[:, 1:].unflatten(1, (2, 2, 2))  # kind, model, decoder
         own_part = torch.einsum("mfd,nfd->mnf", self._rows[:, block], self._units[:, block].double())
-        strengths = rest / squares[:, :, None, None]
-        strengths[:, 0] += own_part
+        error, rebuilt = (rest / squares[:, :, None, None]).unbind(1)
+        strengths = torch.stack([error + own_part, rebuilt, error + rebuilt], 1)
         other = 1 - mine
         reference = strengths[:, :, mine, mine]
         ratios = strengths[:, :, other][:, :, [mine, other]] / reference[:, :, None]
@@ -155,13 +177,14 @@ def scaled_crosscoder(
     """The sums of a crosscoder of two models. `batches`: document ids, and both models' activations side by side, in the order of `models`."""
     sums = ScalingSums(dict(zip(models, model_decoders(crosscoder.W_dec), strict=True)))
     for document_ids, x in batches:
-        latents, x_hat = crosscoder(x)
-        errors, rebuilt = ((x - x_hat).chunk(2, 1), (x_hat - crosscoder.b_dec).chunk(2, 1))
+        latents = crosscoder.encode_sparse(x)
+        rebuilt = _written(latents, crosscoder)
+        errors = (x - crosscoder.b_dec - rebuilt).chunk(2, 1)
         sums.add(
             document_ids,
             latents,
             dict(zip(models, errors, strict=True)),
-            dict(zip(models, rebuilt, strict=True)),
+            dict(zip(models, rebuilt.chunk(2, 1), strict=True)),
         )
     return sums
 
@@ -178,12 +201,14 @@ def scaled_sae(
     """
     sums = ScalingSums({"own": own.W_dec, "other": None})
     for document_ids, x_own, x_other in batches:
-        latents, x_hat = own(x_own)
-        rebuilt = other.reconstruct(x_other)
-        sums.add(
-            document_ids,
-            latents,
-            {"own": x_own - x_hat, "other": x_other - rebuilt},
-            {"own": x_hat - own.b_dec, "other": rebuilt - other.b_dec},
-        )
+        latents = own.encode_sparse(x_own)
+        rebuilt = {"own": _written(latents, own), "other": _written(other.encode_sparse(x_other), other)}
+        errors = {"own": x_own - own.b_dec - rebuilt["own"], "other": x_other - other.b_dec - rebuilt["other"]}
+        sums.add(document_ids, latents, errors, rebuilt)
     return sums
+
+
+def _written(latents: SparseLatents, sae: SparseAutoencoder) -> Float[Tensor, "n d"]:
+    """The reconstruction less its bias."""
+    indices, values = latents
+    return functional.embedding_bag(indices, sae.W_dec, per_sample_weights=values, mode="sum")
