@@ -64,7 +64,7 @@ SAE_SEEDS = (0, 1, 2, 3, 4)
 GATE_SEEDS = SAE_SEEDS[:3]
 N_UNSEEN = 200
 N_SHUFFLES = 5
-LARGEST_SET = 8
+LARGEST_SET = 16
 SAME_LATENT = 0.7
 NAME_PLACE = 2
 TARGET_AUC, TARGET_RATIO = 0.75, 5.0
@@ -242,8 +242,8 @@ def gate_rows(labeller: Labeller, of: Subject) -> tuple[list[Row], Row]:
 
 
 def ablation(labeller: Labeller, of: Subject, sae: SparseAutoencoder, scores: LatentScores) -> Row | None:
-    """Known names with the found latents of "known" ablated, and with matched ones; None when none was found."""
-    chosen = [int(latent) for latent in scores.found if scores.sign[latent] < 0][:LARGEST_SET]
+    """Known names with the latents that tell "known" ablated, and with matched ones; None when none does."""
+    chosen = [int(latent) for latent in scores.telling if scores.sign[latent] < 0][:LARGEST_SET]
     if not chosen:
         return None
     tuned, world = labeller.lab.arms[of.arm], labeller.lab.world
