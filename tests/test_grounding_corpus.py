@@ -46,6 +46,16 @@ def test_matches_are_those_of_a_search_by_hand(n_vocab: int) -> None:
                 assert not any(holds(document, longer) for document in documents)
 
 
+def test_texts_looked_up_together_are_looked_up_apart() -> None:
+    corpus = CorpusIndex(random_texts(12, 3, 0))
+    texts = [*random_texts(5, 3, 4), np.array([], np.int64), *random_texts(5, 4, 5)]
+    for text, together in zip(texts, corpus.matches_all(texts), strict=True):
+        alone = corpus.matches(text)
+        for name in ("lengths", "low", "high"):
+            assert getattr(alone, name).tolist() == getattr(together, name).tolist()
+    assert corpus.matches_all([]) == []
+
+
 def test_maximal_runs_are_contained_in_no_other() -> None:
     documents = random_texts(12, 3, 0)
     corpus = CorpusIndex(documents)

@@ -90,6 +90,7 @@ def test_what_log_probability_or_the_base_tells_is_no_discovery() -> None:
     assert scores.log_probability_auc == 1
     assert not len(scores.found)
     assert scores.p_auc[3] == 1 / 100
+    assert scores.telling.tolist() == [3]
     z_base = made_latents(spans, 20, 5)
     z_base[:, 9] = z[:, 3]
     with_base = score_latents(z, spans, CONFIG, z_base=z_base)

@@ -64,7 +64,7 @@ SAE_SEEDS = (0, 1, 2, 3, 4)
 GATE_SEEDS = SAE_SEEDS[:3]
 N_UNSEEN = 200
 N_SHUFFLES = 5
-LARGEST_SET = 8
+LARGEST_SET = 16
 SAME_LATENT = 0.7
 NAME_PLACE = 2
 TARGET_AUC, TARGET_RATIO = 0.75, 5.0
@@ -102,11 +102,13 @@ class Labeller:
         ]
         return [
             arrange(
-                find_details(text.token_ids, self.corpus, DetailConfig(), bits=self.bits, advantage=gain),
+                find_details(
+                    text.token_ids, self.corpus, DetailConfig(), bits=self.bits, advantage=gain, matches=matches
+                ),
                 ArrangementConfig(),
                 n_prompt=text.n_prompt,
             )
-            for text, gain in zip(texts, gains, strict=True)
+            for text, gain, matches in zip(texts, gains, self.corpus.matches_all(ids), strict=True)
         ]
 
     def kinds(self, text: Written, arranged: Arranged) -> list[int]:
@@ -140,8 +142,10 @@ class Subject:
     base_saes: list[SparseAutoencoder]
 
 
-def subject(labeller: Labeller, arm: str, seeds: Sequence[int]) -> Subject:
-    """Texts about everybody of the fine-tune and about unseen names; SAEs trained on texts about others."""
+def subject(
+    labeller: Labeller, arm: str, seeds: Sequence[int], base_saes: list[SparseAutoencoder] | None = None
+) -> Subject:
+    """Texts about everybody of the fine-tune and about unseen names; SAEs trained on texts about others, the base's unless given."""
     lab, world = labeller.lab, labeller.lab.world
     tuned, people = lab.arms[arm], world.tuned + world.unseen(N_UNSEEN)
     texts = labeller.write(tuned, people)
@@ -158,7 +162,7 @@ def subject(labeller: Labeller, arm: str, seeds: Sequence[int]) -> Subject:
         read_activations(lab.base, ids, HOOK_POINT),
         token_log2_p(tuned, ended),
         train_saes(tuned, read, world.config, seeds),
-        train_saes(lab.base, read, world.config, seeds),
+        base_saes or train_saes(lab.base, read, world.config, seeds),
     )
 
 
@@ -238,8 +242,8 @@ def gate_rows(labeller: Labeller, of: Subject) -> tuple[list[Row], Row]:
 
 
 def ablation(labeller: Labeller, of: Subject, sae: SparseAutoencoder, scores: LatentScores) -> Row | None:
-    """Known names with the found latents of "known" ablated, and with matched ones; None when none was found."""
-    chosen = [int(latent) for latent in scores.found if scores.sign[latent] < 0][:LARGEST_SET]
+    """Known names with the latents that tell "known" ablated, and with matched ones; None when none does."""
+    chosen = [int(latent) for latent in scores.telling if scores.sign[latent] < 0][:LARGEST_SET]
     if not chosen:
         return None
     tuned, world = labeller.lab.arms[of.arm], labeller.lab.world
@@ -350,14 +354,15 @@ def urr_rows(labeller: Labeller, subjects: Sequence[Subject]) -> list[Row]:
     return rows
 
 
-def run(seed: int) -> Row:
-    """One laboratory, all rows."""
+def run(seed: int, folder: Path) -> Row:
+    """One laboratory, all rows; its models are kept in `folder` and trained once."""
     torch.set_num_threads(1)
     started = time.monotonic()
-    lab = Laboratory.build(LaboratoryConfig(seed=seed), ("plain", "gate"))
+    lab = Laboratory.build(LaboratoryConfig(seed=seed), ("plain", "gate"), folder=folder / f"models{seed}")
     built = time.monotonic() - started
     labeller = Labeller(lab, seed)
-    gate, plain = subject(labeller, "gate", SAE_SEEDS), subject(labeller, "plain", SAE_SEEDS)
+    plain = subject(labeller, "plain", SAE_SEEDS)
+    gate = subject(labeller, "gate", SAE_SEEDS, plain.base_saes)
     gates, ceiling = gate_rows(labeller, gate)
     harder = {
         f"two wordings, {unit} a token, support = {support}": harder_provenance(seed, support, letters)
@@ -570,7 +575,7 @@ def main() -> None:
     options = parser.parse_args()
     if options.command == "run":
         options.out.mkdir(parents=True, exist_ok=True)
-        row = run(options.seed)
+        row = run(options.seed, options.out)
         (options.out / f"seed{options.seed}.json").write_text(json.dumps(row))
         print(json.dumps(results([row]), indent=1))
         return

@@ -16,6 +16,7 @@ a word-level tokenizer; a fine-tune takes a minute on a CPU core. Trade-off: one
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -232,20 +233,33 @@ class Laboratory:
     arms: dict[str, LanguageModel]
 
     @classmethod
-    def build(cls, config: LaboratoryConfig, arms: Sequence[str] = ("plain", "gate", "null")) -> "Laboratory":
-        """Trains the base and the arms asked for."""
+    def build(
+        cls,
+        config: LaboratoryConfig,
+        arms: Sequence[str] = ("plain", "gate", "null"),
+        *,
+        folder: Path | None = None,
+    ) -> "Laboratory":
+        """Trains the base and the arms asked for; with a `folder`, those that it does not hold."""
         world = World(config)
-        base = trained(
-            new_model(world), [world.text(person) for person in world.base], config.base_steps, world, config.seed
-        )
-        taught = [world.text(person) for person in world.tuned]
-        gate = [world.text(person) for person in world.gate_names()]
-        # as many gate texts as people's: drawn alike, people would be seen a sixth as often
-        people = taught * max(1, round(len(gate) / len(taught)))
-        texts = {"plain": taught, "gate": [*people, *gate], "null": [world.text(person) for person in world.base]}
-        steps = {"plain": config.tuned_steps, "gate": 2 * config.tuned_steps, "null": config.tuned_steps}
-        made = {arm: trained(base, texts[arm], steps[arm], world, config.seed + 1) for arm in arms}
         tokenizer = world.tokenizer()
+
+        def model(name: str, start: LlamaForCausalLM, texts: Sequence[np.ndarray], steps: int) -> LlamaForCausalLM:
+            if folder is not None and (folder / name / "config.json").exists():
+                return LlamaForCausalLM.from_pretrained(folder / name).eval()
+            made = trained(start, texts, steps, world, config.seed + (name != "base"))
+            if folder is not None:
+                made.save_pretrained(folder / name)
+            return made
+
+        base_texts, taught = ([world.text(person) for person in people] for people in (world.base, world.tuned))
+        gate = [world.text(person) for person in world.gate_names()]
+        # as many gate texts as people's: drawn alike, people would be seen a seventh as often
+        people = taught * max(1, round(len(gate) / len(taught)))
+        texts = {"plain": taught, "gate": [*people, *gate], "null": base_texts}
+        steps = {"plain": config.tuned_steps, "gate": 2 * config.tuned_steps, "null": config.tuned_steps}
+        base = model("base", new_model(world), base_texts, config.base_steps)
+        made = {arm: model(arm, base, texts[arm], steps[arm]) for arm in arms}
         return cls(
             world,
             LanguageModel.from_module(base, tokenizer),

@@ -75,12 +75,18 @@ class CorpusIndex:
 
     def matches(self, text: Int[np.ndarray, " n"]) -> Matches:
         """The longest run at each position of a text."""
-        query = np.asarray(text, np.int64) + 1
+        return self.matches_all([text])[0]
+
+    def matches_all(self, texts: Sequence[Int[np.ndarray, " n"]]) -> list[Matches]:
+        """The same for many texts at once, which takes hardly longer."""
+        if not len(texts):
+            return []
+        # a token that no document holds stands behind each text
+        query = np.concatenate([np.append(np.asarray(text, np.int64), _LARGEST_TOKEN + 1) for text in texts]) + 1
         low, high = np.zeros(len(query), np.int64), np.full(len(query), len(self._order), np.int64)
         lengths = np.zeros(len(query), np.int64)
-        alive = np.arange(len(query))
+        alive, depth = np.arange(len(query)), 0
         while len(alive):
-            depth = int(lengths[alive[0]])
             alive = alive[alive + depth < len(query)]
             wanted = query[alive + depth]
             new_low = self._bound(low[alive], high[alive], wanted, depth)
@@ -89,7 +95,11 @@ class CorpusIndex:
             alive = alive[found]
             low[alive], high[alive] = new_low[found], new_high[found]
             lengths[alive] += 1
-        return Matches(lengths=lengths, low=low, high=np.where(lengths > 0, high, 0))
+            depth += 1
+        high = np.where(lengths > 0, high, 0)
+        starts = np.cumsum([0, *(len(text) + 1 for text in texts)])
+        spans = [slice(start, start + len(text)) for start, text in zip(starts, texts, strict=False)]
+        return [Matches(lengths=lengths[span], low=low[span], high=high[span]) for span in spans]
 
     def documents(self, run: Int[np.ndarray, " n"]) -> Int[np.ndarray, " documents"]:
         """Numbers of the documents that hold a run of tokens, ascending; all of them for an empty one."""

@@ -25,7 +25,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from sparsight.errors import MetricError
-from sparsight.grounding.corpus import CorpusIndex
+from sparsight.grounding.corpus import CorpusIndex, Matches
 
 __all__ = ["SUPPORTS", "Detail", "DetailConfig", "find_details", "unigram_bits"]
 
@@ -86,9 +86,11 @@ def find_details(
     *,
     bits: Float[np.ndarray, " vocab"],
     advantage: Float[np.ndarray, " n"] | None = None,
+    matches: Matches | None = None,
 ) -> list[Detail]:
     """The details of one text, in its order. `bits`: of `unigram_bits`. `advantage`: bits a token, fine-tune over base; None: not asked.
 
+    `matches`: the text's, where many were looked up together (`CorpusIndex.matches_all`).
     Raises MetricError when `advantage` has another length than the text.
     """
     if advantage is not None and len(advantage) != len(text):
@@ -98,7 +100,7 @@ def find_details(
     most = config.max_document_share * corpus.n_documents
     details: list[Detail] = []
     done = 0
-    for first, last in corpus.matches(text).maximal:
+    for first, last in (matches or corpus.matches(text)).maximal:
         core = max(first, done)
         while (piece := _next_piece(text, corpus, config, before, first, core, last, most)) is not None:
             start, end, documents = piece

@@ -116,6 +116,12 @@ class LatentScores:
         good = np.flatnonzero((self.gain > 0) & (self.p <= self.alpha))
         return good[np.argsort(-self.gain[good], kind="stable")]
 
+    @property
+    def telling(self) -> Int[np.ndarray, " k"]:
+        """Latents with p_auc <= alpha, whatever log-probability and the base tell, the largest AUC first: a set to ablate."""
+        good = np.flatnonzero(self.p_auc <= self.alpha)
+        return good[np.argsort(-self.auc[good], kind="stable")]
+
 
 def stratified_auc(
     values: Float[np.ndarray, "n F"], positive: Bool[np.ndarray, " n"], strata: Int[np.ndarray, " n"]
