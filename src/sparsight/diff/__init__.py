@@ -1,12 +1,13 @@
 """What fine-tuning changed: where, how much of it a few latents carry, and what simpler measures say of it."""
 
+from sparsight.diff.attribution import attribute_latents
 from sparsight.diff.closure import ClosureRow, DifferenceCode, closure_curve, measure_closure, rank_latents
 from sparsight.diff.dense import (
     DenseDifference,
-    LogitDifference,
+    TokenDifference,
     difference_lens,
     fit_difference,
-    top_logit_differences,
+    top_token_differences,
 )
 from sparsight.diff.where import LayerChange, layer_closure, measure_layers
 
@@ -15,7 +16,8 @@ __all__ = [
     "DenseDifference",
     "DifferenceCode",
     "LayerChange",
-    "LogitDifference",
+    "TokenDifference",
+    "attribute_latents",
     "closure_curve",
     "difference_lens",
     "fit_difference",
@@ -23,5 +25,5 @@ __all__ = [
     "measure_closure",
     "measure_layers",
     "rank_latents",
-    "top_logit_differences",
+    "top_token_differences",
 ]
