@@ -10,6 +10,7 @@ from sparsight.activations import ActivationStore, CaptureConfig, PairedModels, 
 from sparsight.collect import collect_activations
 from sparsight.errors import HookPointError, StoreError
 from sparsight.lm import LanguageModel, ModelConfig, TextConfig, iter_pieces, load_models, make_batches
+from sparsight.metrics import kept_tokens
 from sparsight.recipe import TrainConfig
 from sparsight.sae import SAEConfig
 from sparsight.train import train_saes
@@ -91,6 +92,13 @@ def test_a_view_goes_on_in_the_middle_and_over_epochs(store: ActivationStore) ->
     assert len(every) == 24
     for one, other in zip(every[9:], later, strict=True):
         assert torch.equal(one[names[0]], other[names[0]])
+
+
+def test_every_train_row_is_found_among_the_pieces(store: ActivationStore) -> None:
+    pieces = store.pieces("train")
+    kept = kept_tokens(store, pieces, "train")
+    assert kept.sum() == store.n_tokens("train")
+    assert sum(len(batch) for batch in store.batches("train", 700, hook_points=[], drop_last=False)) == 3000
 
 
 def test_a_sink_of_one_model_is_masked_for_all(

@@ -13,12 +13,13 @@ from sparsight.collect import collect_activations
 from sparsight.diff import (
     ClosureRow,
     DifferenceCode,
+    attribute_latents,
     closure_curve,
     difference_lens,
     fit_difference,
     measure_closure,
     rank_latents,
-    top_logit_differences,
+    top_token_differences,
 )
 from sparsight.diff.closure import _plan_sets
 from sparsight.errors import MetricError
@@ -43,7 +44,7 @@ def store(
 ) -> ActivationStore:
     text = TextConfig(files=(text_path,), context_tokens=48, batch_tokens=512, heldout_fraction=0.2)
     options = {"n_tokens": 3000, "heldout_tokens": 900, "window_tokens": 1000, "dtype": "float32"}
-    capture = CaptureConfig(hook_points=paired_hook_points([POINT]), sink_norm_multiple=3.0, **options)  # type: ignore[arg-type]
+    capture = CaptureConfig(hook_points=paired_hook_points([POINT]), sink_norm_multiple=1.5, **options)  # type: ignore[arg-type]
     return collect_activations(PairedModels(models), text, capture, tmp_path_factory.mktemp("store") / "activations")
 
 
@@ -147,6 +148,47 @@ def test_sets_are_their_own_latents_without_the_bias(
         assert rows[key].closure.value == pytest.approx(by_hand, abs=1e-4)
 
 
+@pytest.mark.parametrize("kind", ["difference", "crosscoder"])
+def test_attributions_add_up_to_what_the_difference_does(
+    models: dict[str, LanguageModel], store: ActivationStore, splice: SpliceText, kind: str
+) -> None:
+    sums = measure_closure(
+        models["base"],
+        models["tuned"],
+        splice,
+        lambda h_base, h_tuned: iter([("nothing", h_base), ("ceiling", h_tuned)]),
+        hook_point=POINT,
+        forward_tokens=256,
+    )
+    done = (sums.total("kl_nothing") - sums.total("kl_ceiling")) / sums.total("tokens")
+    code = perfect(kind)
+    if kind == "difference":  # without a bias the latents are all there is
+        code = DifferenceCode(relu_sae(code.sae.W_enc, code.sae.W_dec), kind)
+    found = attribute_latents(
+        models["base"], models["tuned"], splice, code, hook_point=POINT, forward_tokens=256, n_steps=16
+    )
+    assert found.score.sum() == pytest.approx(done, rel=0.002)
+    assert found.n_tokens == len(splice.kept)
+    np.testing.assert_allclose(found.rate[:D] + found.rate[D:], 1, atol=1e-6)
+    by_energy = rank_latents(code, store.batches("train", 500, hook_points=NAMES), POINT)
+    assert list(found.order) != list(by_energy.order)
+
+
+def test_the_gradient_is_that_of_small_changes(models: dict[str, LanguageModel], splice: SpliceText) -> None:
+    batch, _ = next(splice.batches(64))
+    tuned = models["tuned"]
+    h = tuned.read(batch, [POINT])[POINT]
+
+    def loss(logits: Tensor) -> Tensor:
+        return logits[0, :, 7].double().sum()
+
+    gradient = tuned.gradient(batch, POINT, h, loss)
+    direction = torch.randn(h.shape, generator=torch.Generator().manual_seed(0))
+    ends = [tuned.logits(batch, replace={POINT: lambda _, s=s: h + s * direction}) for s in (1e-2, -1e-2)]
+    slope = float(loss(ends[0]) - loss(ends[1])) / 2e-2
+    assert float((gradient * direction).sum()) == pytest.approx(slope, rel=0.02, abs=1e-3)
+
+
 def test_random_sets_hold_none_of_the_latents_they_stand_beside() -> None:
     live = np.random.default_rng(0).permutation(40)
     plan = _plan_sets(live, (8, 20, 21), {"found": [3, 5, 5]}, n_random=4, seed=0)
@@ -183,7 +225,7 @@ def test_ranking_is_by_energy_on_the_store_s_rows(store: ActivationStore) -> Non
     )
     z = torch.cat([rows, -rows], dim=1).relu()
     energy = (z.square().mean(0) * scales[:, 0].square()).numpy()
-    np.testing.assert_allclose(ranking.energy, energy, rtol=1e-4)
+    np.testing.assert_allclose(ranking.score, energy, rtol=1e-4)
     np.testing.assert_allclose(ranking.rate, (z > 0).float().mean(0).numpy())
     assert list(ranking.order) == list(np.argsort(-energy))
     assert ranking.n_tokens == 3000
@@ -243,7 +285,7 @@ def test_means_and_components_are_those_of_the_rows(store: ActivationStore) -> N
         fit_difference([], POINT)
 
 
-def test_the_lens_and_the_logits_name_what_changed(
+def test_the_lens_and_the_predictions_name_what_changed(
     models: dict[str, LanguageModel], store: ActivationStore, splice: SpliceText
 ) -> None:
     dense = fit_difference(store.batches("train", 500, hook_points=["difference:layers.1"]), POINT, n_early=2)
@@ -251,10 +293,10 @@ def test_the_lens_and_the_logits_name_what_changed(
     weights = models["tuned"].unembed(dense.mean[None])[0]
     assert lens["mean"]["promoted_tokens"].tolist() == weights.topk(5).indices.tolist()
     assert {"mean", "position-1"} <= set(lens)
-    rose, fell, n_documents = top_logit_differences(models["base"], models["tuned"], splice, n=5, forward_tokens=256)
+    rose, fell, n_documents = top_token_differences(models["base"], models["tuned"], splice, n=5, forward_tokens=256)
     means: dict[int, list[Tensor]] = {}
     for batch, _ in splice.batches(256):
-        change = models["tuned"].logits(batch).log_softmax(-1) - models["base"].logits(batch).log_softmax(-1)
+        change = models["tuned"].logits(batch).softmax(-1) - models["base"].logits(batch).softmax(-1)
         for row in range(len(change)):
             means.setdefault(int(batch.document_ids[row, 0]), []).append(change[row][batch.mask[row]])
     documents = torch.stack([torch.cat(parts).mean(0) for parts in means.values()]).double()

@@ -22,18 +22,19 @@ from sparsight.artifact import read_json, write_json
 from sparsight.collect import collect_activations
 from sparsight.diff import (
     DifferenceCode,
+    attribute_latents,
     closure_curve,
     difference_lens,
     fit_difference,
     layer_closure,
     measure_layers,
     rank_latents,
-    top_logit_differences,
+    top_token_differences,
 )
 from sparsight.lm import ROLES, LanguageModel, ModelConfig, TextConfig, check_pair, load_models, mix_texts
 from sparsight.metrics import SpliceText, fvu, kept_tokens
 from sparsight.recipe import TrainConfig
-from sparsight.sae import SAEConfig
+from sparsight.sae import SAEConfig, SparseAutoencoder
 from sparsight.train import train_saes
 
 HELDOUT = 0.1  # as in the fine-tune, so that what is scored was held out from it as well
@@ -46,7 +47,8 @@ def main() -> None:
     parser.add_argument("--model", default="smollm2-135m-instruct")
     parser.add_argument("--layer", type=int, default=15)
     parser.add_argument("--tokens", type=int, default=20_000, help="train tokens")
-    parser.add_argument("--scored", type=int, default=1500, help="held-out tokens on which closure is measured")
+    parser.add_argument("--scored", type=int, default=2000, help="held-out tokens on which closure is measured")
+    parser.add_argument("--attributed", type=int, default=2000, help="train tokens on which latents are ranked")
     parser.add_argument("--latents", type=int, default=1152)
     parser.add_argument("--epochs", type=int, default=12)
     parser.add_argument("--dtype", default="bfloat16")
@@ -81,7 +83,7 @@ class Trial:
         for role in [role for role in ROLES[1:] if role in self.models]:
             self.step(f"layers_{role}", lambda role=role: self.layers(role, text))
         for role in [role for role in ROLES[1:] if role in self.models]:
-            self.step(f"logits_{role}", lambda role=role: self.logits(role, text))
+            self.step(f"tokens_{role}", lambda role=role: self.tokens(role, text))
         self.report()
 
     def step(self, name: str, make: Callable[[], Any]) -> None:
@@ -161,19 +163,21 @@ class Trial:
         }
 
     def closure(self, store: ActivationStore, text: SpliceText) -> list[dict[str, Any]]:
-        from sparsight.sae import SparseAutoencoder
-
+        pair = self.models["base"], self.models["tuned"]
         code = DifferenceCode(SparseAutoencoder.load(self.folder / "saes" / "difference"), "difference")
-        ranking = rank_latents(code, self.batches(store, "base", "tuned"), self.point)
+        energy = rank_latents(code, self.batches(store, "base", "tuned"), self.point)
+        seen = store.pieces("train")
+        some = SpliceText.choose(seen, kept_tokens(store, seen, "train"), self.options.attributed)
+        ranking = attribute_latents(*pair, some, code, hook_point=self.point, forward_tokens=512)
         dense = fit_difference(self.batches(store, "difference"), self.point, k=50)
         rows = closure_curve(
-            self.models["base"],
-            self.models["tuned"],
+            *pair,
             text,
             code,
             ranking,
             hook_point=self.point,
             sizes=(10, 50, 200),
+            named={"energy": energy.order[:50]},
             forward_tokens=FORWARD_TOKENS,
             dense=dense.patches((1, 32)),
         )
@@ -193,15 +197,15 @@ class Trial:
             "closure": {name: [each.to_json() for each in pair] for name, pair in closures.items()},
         }
 
-    def logits(self, role: str, text: SpliceText) -> dict[str, Any]:
+    def tokens(self, role: str, text: SpliceText) -> dict[str, Any]:
         """Tokens that became likelier and less likely."""
         base, other = self.models["base"], self.models[role]
-        rose, fell, n = top_logit_differences(base, other, text, n=12, forward_tokens=FORWARD_TOKENS)
+        rose, fell, n = top_token_differences(base, other, text, n=12, forward_tokens=FORWARD_TOKENS)
         decode = base.tokenizer.decode
         return {
             "documents": n,
-            "rose": [(decode([entry.token_id]), round(entry.difference, 3), round(entry.z, 1)) for entry in rose],
-            "fell": [(decode([entry.token_id]), round(entry.difference, 3), round(entry.z, 1)) for entry in fell],
+            "rose": [(decode([entry.token_id]), round(entry.difference, 4), round(entry.z, 1)) for entry in rose],
+            "fell": [(decode([entry.token_id]), round(entry.difference, 4), round(entry.z, 1)) for entry in fell],
         }
 
     def report(self) -> None:
@@ -234,7 +238,7 @@ class Trial:
                     )
                 for name, (below, above) in found["result"]["closure"].items():
                     print(key, name, "from below", below["value"], "from above", above["value"])
-            if key.startswith("logits_") or key == "dense":
+            if key.startswith("tokens_") or key == "dense":
                 print(key, found["result"])
 
 

@@ -51,10 +51,10 @@ def main() -> None:
     parser.add_argument("--model", default="smollm2-135m-instruct")
     parser.add_argument("--people", type=int, default=200)
     parser.add_argument("--each", type=int, default=4, help="biographies of each person")
-    parser.add_argument("--steps", type=int, default=120)
-    parser.add_argument("--batch-tokens", type=int, default=768)
+    parser.add_argument("--steps", type=int, default=80)
+    parser.add_argument("--batch-tokens", type=int, default=512)
     parser.add_argument("--rank", type=int, default=16)
-    parser.add_argument("--lr", type=float, default=5e-4)
+    parser.add_argument("--lr", type=float, default=1e-3)
     options = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     config = FinetuneConfig(

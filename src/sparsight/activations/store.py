@@ -129,11 +129,13 @@ class ActivationStore:
         epochs: int = 1,
         seed: int = 0,
         start_batch: int = 0,
+        drop_last: bool | None = None,
     ) -> Iterator[ActivationBatch]:
         """Batches of a split, from batch number `start_batch` on, the same ones whether earlier batches were read or not.
 
         Hook points derived from a pair (see paired.py) may be named too.
-        Epochs follow one another without a seam. A last batch short of `batch_tokens` is dropped for `train`, kept for `heldout`.
+        Epochs follow one another without a seam. A last batch short of `batch_tokens` is dropped for `train`, kept for `heldout`,
+        unless `drop_last` says otherwise.
         """
         names = list(self.hook_points if hook_points is None else hook_points)
         for name in names:
@@ -141,7 +143,9 @@ class ActivationStore:
         stored = list(dict.fromkeys(each for name in names for each in stored_names(name)))
         jobs = self._jobs(split, epochs, seed, start_batch * batch_tokens)
         chunks = _read_ahead([partial(self._chunk, stored, job) for job in jobs])
-        for batch in batches_from_chunks(chunks, batch_tokens, drop_last=split == "train"):
+        for batch in batches_from_chunks(
+            chunks, batch_tokens, drop_last=split == "train" if drop_last is None else drop_last
+        ):
             yield batch if stored == names else derive(batch, names)
 
     def _jobs(self, split: str, epochs: int, seed: int, skip: int) -> list[_Job]:

@@ -1,12 +1,13 @@
 """What fine-tuning changed: where, which latents beyond seed noise, how much of it a few of them carry, and what simpler measures say."""
 
+from sparsight.diff.attribution import attribute_latents
 from sparsight.diff.closure import ClosureRow, DifferenceCode, closure_curve, measure_closure, rank_latents
 from sparsight.diff.dense import (
     DenseDifference,
-    LogitDifference,
+    TokenDifference,
     difference_lens,
     fit_difference,
-    top_logit_differences,
+    top_token_differences,
 )
 from sparsight.diff.drift import DriftTest, decoder_drift, drift_test
 from sparsight.diff.emergence import (
@@ -54,6 +55,8 @@ __all__ = [
     "Partners",
     "ScalingSums",
     "SeedTables",
+    "TokenDifference",
+    "attribute_latents",
     "benjamini_hochberg",
     "closure_curve",
     "compare_seeds",
@@ -81,4 +84,5 @@ __all__ = [
     "scaled_crosscoder",
     "scaled_sae",
     "top_logit_differences",
+    "top_token_differences",
 ]

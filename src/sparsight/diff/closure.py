@@ -90,19 +90,19 @@ class DifferenceCode:
 
 @dataclass(frozen=True, kw_only=True)
 class LatentRanking:
-    """Latents by how much of the difference they write."""
+    """Latents by what they do: how much of the difference they write, or of its effect they bring about."""
 
-    energy: Float[np.ndarray, " F"]
-    """Mean over tokens of |z_j d_j|^2."""
+    score: Float[np.ndarray, " F"]
+    """Of `rank_latents`, mean over tokens of |z_j d_j|^2; of `attribute_latents`, nats a token."""
     rate: Float[np.ndarray, " F"]
     """Share of tokens on which z_j is not 0."""
     n_tokens: int
 
     @property
     def order(self) -> Int[np.ndarray, " live"]:
-        """Latents that were ever active, most energy first."""
+        """Latents that were ever active, highest score first."""
         live = np.flatnonzero(self.rate > 0)
-        return live[np.argsort(-self.energy[live], kind="stable")]
+        return live[np.argsort(-self.score[live], kind="stable")]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,7 +142,7 @@ def rank_latents(code: DifferenceCode, batches: Iterable[ActivationBatch], hook_
     if n_tokens == 0:
         raise MetricError("There are no tokens to rank latents on. Collect more, or smaller batches.")
     energy = squares / n_tokens * code.directions.double().square().sum(1).cpu()
-    return LatentRanking(energy=energy.numpy(), rate=(active / n_tokens).numpy(), n_tokens=n_tokens)
+    return LatentRanking(score=energy.numpy(), rate=(active / n_tokens).numpy(), n_tokens=n_tokens)
 
 
 @torch.inference_mode()

@@ -1,12 +1,13 @@
-"""The dense bars: what a mean, a few principal components and the logits alone say of a fine-tune, without any dictionary.
+"""The dense bars: what a mean, a few principal components and the predictions alone say of a fine-tune, without any dictionary.
 
     mean          of h_tuned - h_base over all tokens, and at each of a document's first tokens
     lens          a mean through the final norm and output matrix: which next tokens it promotes
     components    principal components of the difference, by covariance; with the mean, a code of k numbers a token
-    top logits    mean over tokens of log p_tuned(v) - log p_base(v), for each token v of the vocabulary
+    top tokens    mean over tokens of p_tuned(v) - p_base(v), for each token v of the vocabulary
 
 Narrow fine-tunes write themselves into the difference at the very first tokens of unrelated text, so that the lens names their subject:
-a dictionary has to say more than that. A mean's control is that of the other half of the documents: `agreement` is the cosine between
+a dictionary has to say more than that. Probabilities are compared, not their logarithms: a fine-tune that has grown sure of itself lowers
+nearly all of these, rare tokens' most. A mean's control is that of the other half of the documents: `agreement` is the cosine between
 the two, and near 0 for noise. Source: Minder et al. 2025, arXiv:2510.13900 (traces of narrow fine-tuning in the first tokens).
 """
 
@@ -27,7 +28,7 @@ from sparsight.features import logit_weights
 from sparsight.lm import LanguageModel
 from sparsight.metrics import LinearFit, SpliceText
 
-__all__ = ["DenseDifference", "LogitDifference", "difference_lens", "fit_difference", "top_logit_differences"]
+__all__ = ["DenseDifference", "TokenDifference", "difference_lens", "fit_difference", "top_token_differences"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,12 +122,12 @@ def difference_lens(
 
 
 @dataclass(frozen=True, kw_only=True)
-class LogitDifference:
-    """One token of the vocabulary, and how much likelier the fine-tune finds it."""
+class TokenDifference:
+    """One token of the vocabulary, and how much more probable the fine-tune finds it."""
 
     token_id: int
     difference: float
-    """Mean over documents of a document's mean log p_tuned - log p_base, nats."""
+    """Mean over documents of a document's mean p_tuned - p_base."""
     standard_error: float | None
     """Over documents; None for fewer than two."""
 
@@ -137,10 +138,10 @@ class LogitDifference:
 
 
 @torch.inference_mode()
-def top_logit_differences(
+def top_token_differences(
     base: LanguageModel, tuned: LanguageModel, text: SpliceText, *, n: int = 20, forward_tokens: int
-) -> tuple[list[LogitDifference], list[LogitDifference], int]:
-    """The n tokens whose log-probability rose most and the n that fell most, strongest first; and the number of documents."""
+) -> tuple[list[TokenDifference], list[TokenDifference], int]:
+    """The n tokens whose probability rose most and the n that fell most, strongest first; and the number of documents."""
     left = Counter(piece.document_id for piece in text.pieces)  # a document's sum is dropped once all of it was seen
     sums: dict[int, Tensor] = {}
     n_tokens: Counter[int] = Counter()
@@ -149,7 +150,7 @@ def top_logit_differences(
         before, after = (model.logits(batch) for model in (base, tuned))
         for row, document in enumerate(batch.document_ids[:, 0].tolist()):
             real = batch.mask[row].to(before.device)
-            change = (after[row][real].float().log_softmax(-1) - before[row][real].float().log_softmax(-1)).sum(0).cpu()
+            change = (after[row][real].float().softmax(-1) - before[row][real].float().softmax(-1)).sum(0).cpu()
             sums[document] = sums.get(document, 0) + change
             n_tokens[document] += int(real.sum())
             left[document] -= 1
@@ -163,9 +164,9 @@ def top_logit_differences(
     mean = total / n_documents
     variance = (squares / n_documents - mean.square()).clamp_min(0) / max(1, n_documents - 1)
 
-    def entries(order: Tensor) -> list[LogitDifference]:
+    def entries(order: Tensor) -> list[TokenDifference]:
         return [
-            LogitDifference(
+            TokenDifference(
                 token_id=int(i),
                 difference=float(mean[i]),
                 standard_error=float(variance[i].sqrt()) if n_documents > 1 else None,

@@ -110,8 +110,10 @@ class Adapter:
         """Writes PEFT's layout, which `read` and peft load; all parts have one rank and this alpha."""
         ranks = {part.A.shape[0] for part in self.parts.values()}
         assert len(ranks) == 1, ranks
-        tensors = {f"base_model.model.{path}.lora_{side}.weight": getattr(part, side).detach().contiguous()
-                   for path, part in self.parts.items() for side in "AB"}  # fmt: skip
+        tensors = {}
+        for path, part in self.parts.items():
+            tensors[f"base_model.model.{path}.lora_A.weight"] = part.A.contiguous()
+            tensors[f"base_model.model.{path}.lora_B.weight"] = part.B.contiguous()
         with atomic_path(folder / _WEIGHTS) as temp:
             save_file(tensors, temp, metadata={"format": "pt", "base_identity": json.dumps(dict(self.base_identity))})
         config = {

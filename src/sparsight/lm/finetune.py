@@ -32,7 +32,16 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers.pytorch_utils import Conv1D
 
-from sparsight.artifact import StopFlag, append_jsonl, atomic_path, give_back_memory, read_json, read_jsonl, write_json
+from sparsight.artifact import (
+    StopFlag,
+    append_jsonl,
+    atomic_path,
+    give_back_memory,
+    locked,
+    read_json,
+    read_jsonl,
+    write_json,
+)
 from sparsight.errors import ModelError, TextError
 from sparsight.lm.adapter import Adapter, AdapterHooks, LowRank, identity_of, is_adapter
 from sparsight.lm.batches import TokenBatch, make_batches
@@ -44,6 +53,7 @@ from sparsight.lm.tokens import Piece, iter_pieces
 
 __all__ = ["FinetuneConfig", "train_adapter"]
 
+_CHECKPOINT = "checkpoint.safetensors"
 _LOG_EVERY_STEPS = 5
 _DECAY = 0.2  # share of the steps in which the rate falls to zero
 
@@ -91,37 +101,44 @@ def train_adapter(
     facts = Path(folder) / "finetune.json"
     asked = _plain({"model": model.id, "text": dataclasses.asdict(text), "finetune": dataclasses.asdict(config)})
     del asked["finetune"]["checkpoint_every_steps"]  # changes no weight
-    _check_same(folder, facts, asked)
-    if is_adapter(folder):
-        return read_json(facts)
-    write_json(facts, {"asked": asked})
+    with locked(Path(folder)):
+        _check_same(folder, facts, asked)
+        if is_adapter(folder):
+            return read_json(facts)
+        write_json(facts, {"asked": asked})
+        adapter, measured = _train(model, text, config, Path(folder), stop)
+        record = {"asked": asked, "text": text_fingerprint(text)} | measured
+        write_json(facts, record)  # before the adapter, which says that all is done
+        adapter.write(Path(folder), alpha=config.alpha)
+        (Path(folder) / _CHECKPOINT).unlink(missing_ok=True)
+    return record
+
+
+def _train(
+    model: ModelConfig, text: TextConfig, config: FinetuneConfig, folder: Path, stop: StopFlag | None
+) -> tuple[Adapter, dict[str, Any]]:
+    """The trained adapter, and what was measured."""
     loaded = load_model(model, None)
     training = _Training(loaded.module, config, folder)
     train, heldout = _pieces(text, loaded.tokenizer, config)
-    record: dict[str, Any] = {"asked": asked, "text": text_fingerprint(text), "model": loaded.provenance}
     before = training.heldout_loss(heldout, strength=0.0)
     started = time.monotonic()
     with stop.save_first() if stop is not None else nullcontext():
         training.run(train, stop)
-    record |= {
+    seconds = time.monotonic() - started
+    after = training.heldout_loss(heldout, strength=1.0)
+    identity = identity_of(loaded.provenance)
+    adapter = Adapter(name=str(folder), parts=training.parts(), base_name=model.id, base_identity=identity)
+    return adapter, {
+        "model": loaded.provenance,
         "loss_first": training.losses[0],
         "loss_last": float(np.mean(training.losses[-_LOG_EVERY_STEPS:])),
         "heldout_loss_before": before,
-        "heldout_loss_after": training.heldout_loss(heldout, strength=1.0),
+        "heldout_loss_after": after,
         "heldout_tokens": sum(len(piece.token_ids) for piece in heldout),
         "train_tokens": sum(len(piece.token_ids) for piece in train),
-        "seconds_of_last_run": round(time.monotonic() - started, 1),
+        "seconds_of_last_run": round(seconds, 1),
     }
-    write_json(facts, record)
-    adapter = Adapter(
-        name=str(folder),
-        parts=training.parts(),
-        base_name=model.id,
-        base_identity=identity_of(loaded.provenance),
-    )
-    adapter.write(Path(folder), alpha=config.alpha)
-    training.checkpoint.unlink(missing_ok=True)
-    return record
 
 
 class _Training:
@@ -129,7 +146,7 @@ class _Training:
 
     def __init__(self, module: nn.Module, config: FinetuneConfig, folder: Path):
         self.module, self.config, self.folder = module, config, Path(folder)
-        self.checkpoint, self.log = self.folder / "checkpoint.safetensors", self.folder / "training.jsonl"
+        self.checkpoint, self.log = self.folder / _CHECKPOINT, self.folder / "training.jsonl"
         self.paths = _target_paths(module, config.targets)
         generator = torch.Generator().manual_seed(config.seed)
         modules = dict(module.named_modules())

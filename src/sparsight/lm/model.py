@@ -171,6 +171,24 @@ class LanguageModel:
         ):
             return self._forward(batch.input_ids).logits
 
+    def gradient(
+        self,
+        batch: TokenBatch,
+        hook_point: str,
+        value: Float[Tensor, "rows positions d"],
+        loss: Callable[[Float[Tensor, "rows positions vocab"]], Float[Tensor, ""]],
+    ) -> Float[Tensor, "rows positions d"]:
+        """How `loss` of the logits changes with `value` in the place of the activation at the hook point, in the model's dtype.
+
+        Raises ModelError on a truncated model, or when `value` has another shape.
+        """
+        self._require_head()
+        with torch.inference_mode(False), torch.enable_grad():
+            leaf = value.clone().requires_grad_()
+            with hooked(self._module, {hook_point: _replacer(hook_point, lambda _: leaf)}):
+                total = loss(self._forward(batch.input_ids).logits)
+            return torch.autograd.grad(total, leaf)[0]
+
     def next_logits(
         self,
         input_ids: Int[Tensor, "rows positions"],

@@ -36,7 +36,7 @@ COLUMN_ROWS = 131_072
 def kept_tokens(store: ActivationStore, pieces: PieceTable, split: str = "heldout") -> Bool[np.ndarray, " tokens"]:
     """Which of the pieces' tokens are rows of the store, flat over `pieces.token_ids`."""
     kept = np.zeros(len(pieces.token_ids), bool)
-    for batch in store.batches(split, COLUMN_ROWS, hook_points=[]):
+    for batch in store.batches(split, COLUMN_ROWS, hook_points=[], drop_last=False):
         kept[flat_tokens(pieces, batch.piece_ids, batch.positions)] = True
     return kept
 
