@@ -6,8 +6,8 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 # Installed first and pinned: a later resolver would otherwise pull another build with gigabytes of GPU packages.
 TORCH ?= torch==2.13.0
 
-.PHONY: demo test lint install web web-check bench bench-growth bench-optimisers bench-quality bench-dictionaries bench-index bench-explorer bench-steering
-.PHONY: reference-job check-peers walk clean
+.PHONY: demo test lint install web web-check walk bench bench-growth bench-optimisers bench-quality bench-dictionaries bench-index bench-explorer
+.PHONY: bench-steering bench-grounding reference-job check-peers clean
 
 demo: $(VENV)/.installed
 	$(BIN)/sparsight run recipes/demo.toml
@@ -56,6 +56,11 @@ bench-steering: demo
 bench-index: demo
 	$(BIN)/python benchmarks/index_speed.py $(BENCH)
 	TORCH="$(TORCH)" $(BIN)/python benchmarks/peers/dashboards.py
+
+# Grounding on models that learn invented people, planted truth and nothing planted; some eight minutes a seed.
+bench-grounding: $(VENV)/.installed
+	for seed in 0 1 2; do $(BIN)/python benchmarks/validate_compare/grounding.py run --seed $$seed --out runs/grounding || exit 1; done
+	$(BIN)/python benchmarks/validate_compare/grounding.py report runs/grounding
 
 # How long the explorer's page waits for each answer at 131,072 latents; ten minutes.
 bench-explorer: $(VENV)/.installed

@@ -50,7 +50,6 @@ __all__ = [
     "Labelled",
     "LatentScaling",
     "LayerChange",
-    "LogitDifference",
     "Marks",
     "Partners",
     "ScalingSums",
@@ -83,6 +82,5 @@ __all__ = [
     "recall_by_rate",
     "scaled_crosscoder",
     "scaled_sae",
-    "top_logit_differences",
     "top_token_differences",
 ]

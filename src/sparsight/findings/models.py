@@ -13,7 +13,7 @@ from sparsight.diff import (
     layer_closure,
     measure_layers,
     rank_latents,
-    top_logit_differences,
+    top_token_differences,
 )
 from sparsight.lm import LanguageModel
 from sparsight.metrics import SpliceText
@@ -50,7 +50,7 @@ def dense_findings(
     for role, batches in rows.items():
         dense = fit_difference(batches(), hook_point, k=_COMPONENTS)
         base, model = models["base"], models[role]
-        rose, fell, n = top_logit_differences(base, model, text, n=_TOKENS, forward_tokens=forward_tokens)
+        rose, fell, n = top_token_differences(base, model, text, n=_TOKENS, forward_tokens=forward_tokens)
         word = base.tokenizer.decode
         lens = difference_lens(model, dense, n=10)
         sides = {"rose": rose, "fell": fell}

@@ -188,14 +188,14 @@ def markdown(findings: Findings, name: str, steps: dict[str, Any]) -> str:
 
 def dense_lines(dense: dict[str, Any]) -> list[str]:
     """The dense bars of one fine-tune."""
-    rose = ", ".join(f"{word!r} {difference:+.2f}" for word, difference, _ in dense["logits"]["rose"][:8])
-    fell = ", ".join(f"{word!r} {difference:+.2f}" for word, difference, _ in dense["logits"]["fell"][:8])
+    rose = ", ".join(f"{word!r} {difference:+.4f}" for word, difference, _ in dense["logits"]["rose"][:8])
+    fell = ", ".join(f"{word!r} {difference:+.4f}" for word, difference, _ in dense["logits"]["fell"][:8])
     first = next((name for name in dense["lens"] if name != "mean"), "mean")
     return [
         f"The mean difference is {dense['mean_share']:.1%} of the difference's square; its two halves agree with cosine {dense['agreement']:.2f}.",
         f"50 components hold {dense['variance_of_50']:.1%} of its variance.",
         f"Through the final norm and head the mean says {_listed(dense['lens']['mean'])}; at the first token {_listed(dense['lens'][first])}.",
-        f"Likelier on the held-out text (nats, {dense['logits']['n_documents']} documents): {rose}. Less likely: {fell}.",
+        f"More probable on the held-out text (mean difference of p, {dense['logits']['n_documents']} documents): {rose}. Less: {fell}.",
     ]
 
 
