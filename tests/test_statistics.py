@@ -9,6 +9,7 @@ from sparsight.features.statistics import (
     Bucket,
     Coactivation,
     IndexedText,
+    centred_embeddings,
     chance_nearest,
     communities,
     edges_of,
@@ -16,6 +17,7 @@ from sparsight.features.statistics import (
     nearest,
     output_scores,
     place_statistics,
+    token_coherence,
     trustworthiness,
     value_statistics,
     why_no_map,
@@ -367,3 +369,25 @@ def test_output_scores_of_a_sample_say_so():
     )
     assert np.isnan(none).all()
     assert about["mean"] is None
+
+
+def test_coherence_is_the_mean_cosine_over_activations_on_different_tokens():
+    rng = np.random.default_rng(0)
+    embeddings = rng.normal(size=(12, 5)).astype(np.float32)
+    embeddings /= np.linalg.norm(embeddings, axis=1, keepdims=True)
+    token_ids = [rng.integers(0, 12, n) for n in (40, 0, 7, 3)] + [np.full(9, 4)]
+    offsets = np.concatenate([[0], np.cumsum([len(ids) for ids in token_ids])])
+    found = token_coherence(offsets, np.concatenate(token_ids), embeddings)
+    for ids, value in zip(token_ids, found, strict=True):
+        cosines = [embeddings[a] @ embeddings[b] for a in ids for b in ids if a != b]
+        assert (np.isnan(value) and not cosines) or value == pytest.approx(np.mean(cosines), abs=1e-5)
+
+
+def test_coherence_knows_tokens_of_a_kind_from_tokens_of_none():
+    rng = np.random.default_rng(1)
+    kinds = rng.normal(size=(5, 16)).repeat(20, 0)
+    vectors = centred_embeddings((kinds + 0.5 * rng.normal(size=(100, 16)) + 3).astype(np.float32), np.arange(100))
+    of_one_kind, of_any = rng.integers(20, 40, 200), rng.integers(0, 100, 200)
+    found = token_coherence(np.array([0, 200, 400]), np.concatenate([of_one_kind, of_any]), vectors)
+    assert found[0] > 0.5
+    assert abs(found[1]) < 0.1

@@ -17,7 +17,7 @@ from torch import Tensor
 from sparsight.activations import ActivationStore, PieceTable
 from sparsight.errors import ActivationError, MetricError, SAEError
 from sparsight.features import FeatureIndex, FeatureIndexWriter, IndexConfig
-from sparsight.features.evidence import Evidence, of_directions, of_outputs, of_pairs
+from sparsight.features.evidence import Evidence, of_directions, of_embeddings, of_outputs, of_pairs
 from sparsight.features.statistics import preload
 from sparsight.lm import LanguageModel
 from sparsight.metrics import CrossMoments, SeedPartners, flat_tokens, seed_partners
@@ -68,6 +68,7 @@ def build_index(
         for arrays, facts in (
             of_directions(sae, grouped),
             of_pairs(sae, grouped, config),
+            of_embeddings(model, grouped),
             of_outputs(sae, model, grouped, pieces, config, target),
             _of_partners(comparison),
         ):

@@ -42,6 +42,12 @@ COLUMNS: tuple[Column, ...] = (
     Column("dead", "dead", "Never active on the held-out tokens.", "flag"),
     Column("token_purity", "purity", "Share of its activations that are on its most frequent token.", "share"),
     Column("token_entropy", "entropy", "Entropy of the token it is active on; low means few tokens.", "bits"),
+    Column(
+        "token_coherence",
+        "coherence",
+        "Mean cosine between the embeddings of the different tokens it is active on.",
+        "number",
+    ),
     Column("top_token", "top token", "The token it is active on most often.", "token"),
     Column("position_bits", "position", "How far its positions in a document are from those of all tokens.", "bits"),
     Column("lift", "lift", "How much more often than usual its likeliest next token follows, as log2.", "bits"),

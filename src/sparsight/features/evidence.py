@@ -14,19 +14,21 @@ from sparsight.features.logits import logit_weights
 from sparsight.features.statistics import (
     N_NEIGHBOURS,
     Coactivation,
+    centred_embeddings,
     chance_nearest,
     communities,
     edges_of,
     lay_out,
     nearest,
     output_scores,
+    token_coherence,
     why_no_map,
 )
 from sparsight.features.writer import Grouped
 from sparsight.lm import LanguageModel
 from sparsight.sae import SparseAutoencoder
 
-__all__ = ["Evidence", "of_directions", "of_outputs", "of_pairs"]
+__all__ = ["Evidence", "of_directions", "of_embeddings", "of_outputs", "of_pairs"]
 
 Evidence = tuple[dict[str, np.ndarray], dict[str, Any]]
 """Arrays of the index and facts of its `about`."""
@@ -63,6 +65,20 @@ def of_pairs(sae: SparseAutoencoder, grouped: Grouped, config: IndexConfig) -> E
         arrays["map"] = np.full((sae.n_latents, 2), np.nan, np.float32)
         arrays["map"][linked] = points
     return arrays, about
+
+
+def of_embeddings(model: LanguageModel | None, grouped: Grouped) -> Evidence:
+    """Whether the tokens that a latent is active on mean alike, by the model's own embeddings."""
+    if model is None:
+        return {}, {}
+    text, offsets = grouped.text, grouped.latent_offsets
+    embeddings = centred_embeddings(model.token_embeddings().numpy(), text.token_ids)
+    places = text.places(grouped.token_ranks)
+    found = {
+        name: token_coherence(offsets, text.token_ids[at], embeddings)
+        for name, at in (("token_coherence", places), ("chance_token_coherence", text.half_turn(places)))
+    }
+    return found, {}
 
 
 def of_outputs(

@@ -18,6 +18,7 @@
       token_purity.npy, token_entropy.npy, position_bits.npy  float32 [latents]     statistics/places.py; and their controls,
       chance_token_purity.npy, chance_token_entropy.npy, chance_position_bits.npy, chance_lift.npy (the strongest)
                               float32 [latents]     of the same activations half the text away
+      token_coherence.npy, chance_token_coherence.npy   float32 [latents]           statistics/coherence.py; absent without a language model
       top_token.npy           int32   [latents]     the token that it is most often active on
       lift_tokens.npy, lift_counts.npy   int32 [latents, 5]  next tokens, strongest lift first, and how often each followed
       lift_values.npy         float32 [latents, 5]  log2 of how many times as often as after any token, shrunk

@@ -168,7 +168,7 @@ def _evidence(index: FeatureIndex, tokenizer: Any, latent: int) -> list[str]:
     token = _quoted(tokenizer, [int(number["top_token"])])[0]
     lines = [
         f"tokens: {number['token_purity']:.0%} on {token} (chance {number['chance_token_purity']:.0%}), entropy "
-        f"{number['token_entropy']:.2f} bits (chance {number['chance_token_entropy']:.2f}), position "
+        f"{number['token_entropy']:.2f} bits (chance {number['chance_token_entropy']:.2f}), {_coherence(number)}position "
         f"{number['position_bits']:.2f} bits (chance {number['chance_position_bits']:.2f})",
     ]
     if len(lift.token_ids):
@@ -185,6 +185,13 @@ def _evidence(index: FeatureIndex, tokenizer: Any, latent: int) -> list[str]:
         chance = index.about["output_score"]["chance"]
         lines.append(f"output score {number['output_score']:.2f} (another latent's tokens {chance:.2f})")
     return lines
+
+
+def _coherence(number: dict[str, float]) -> str:
+    """How alike its different tokens are; indexes of an earlier version do not say."""
+    if np.isnan(number.get("token_coherence", np.nan)):
+        return ""
+    return f"coherence {number['token_coherence']:.2f} (chance {number['chance_token_coherence']:.2f}), "
 
 
 def _partner(index: FeatureIndex, latent: int) -> str:

@@ -19,7 +19,7 @@ import { Pages } from "./pages";
 
 const ROW_HEIGHT = 30;
 const WIDTHS: Record<Kind, number> = { count: 82, share: 86, number: 80, bits: 78, token: 112, latent: 82, flag: 62, cluster: 78 };
-const HIDDEN_AT_FIRST = new Set(["n_active", "n_documents", "mean", "p99", "dead", "token_entropy", "position_bits", "decoder_cosine", "seed_correlation"]);
+const HIDDEN_AT_FIRST = new Set(["n_active", "n_documents", "mean", "p99", "dead", "token_entropy", "token_coherence", "position_bits", "decoder_cosine", "seed_correlation"]);
 
 export const isShown = (chosen: Record<string, boolean>, name: string): boolean => chosen[name] ?? !HIDDEN_AT_FIRST.has(name);
 

@@ -1,6 +1,7 @@
 """The numbers of a feature index: each of every latent at once, from the active pairs sorted by latent."""
 
 from sparsight.features.statistics.coactivation import MOST_PRODUCTS, N_COACTIVE, Coactivation
+from sparsight.features.statistics.coherence import centred_embeddings, token_coherence
 from sparsight.features.statistics.communities import communities, edges_of
 from sparsight.features.statistics.layout import lay_out, preload, trustworthiness, why_no_map
 from sparsight.features.statistics.neighbours import N_NEIGHBOURS, chance_nearest, nearest
@@ -19,6 +20,7 @@ __all__ = [
     "Bucket",
     "Coactivation",
     "IndexedText",
+    "centred_embeddings",
     "chance_nearest",
     "communities",
     "edges_of",
@@ -27,6 +29,7 @@ __all__ = [
     "output_scores",
     "place_statistics",
     "preload",
+    "token_coherence",
     "trustworthiness",
     "value_statistics",
     "why_no_map",

@@ -49,6 +49,10 @@ class IndexedText:
         """How many measured tokens come before each of these, which are measured."""
         return self._ranks[places]
 
+    def places(self, ranks: Int[np.ndarray, " n"]) -> Int[np.ndarray, " n"]:
+        """The places of measured tokens: `ranks` undone."""
+        return self._measured[ranks]
+
     def half_turn(self, places: Int[np.ndarray, " n"]) -> Int[np.ndarray, " n"]:
         """Measured places moved on by half the measured text, over its end to its start."""
         return self._measured[(self._ranks[places] + self.n_measured // 2) % self.n_measured]
