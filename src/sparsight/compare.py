@@ -113,8 +113,11 @@ class _Comparing:
     @cached_property
     def text(self) -> SpliceText:
         """Held-out text that whole models are run on."""
-        pieces = self.store.pieces("heldout")
-        return SpliceText.choose(pieces, kept_tokens(self.store, pieces), self.recipe.closure.heldout_tokens)
+        return self._text_of("heldout", self.recipe.closure.heldout_tokens)
+
+    def _text_of(self, split: str, n_tokens: int) -> SpliceText:
+        pieces = self.store.pieces(split)
+        return SpliceText.choose(pieces, kept_tokens(self.store, pieces, split), n_tokens)
 
     def _null(self) -> dict[str, Any]:
         if not self.recipe.make_null:
@@ -255,6 +258,7 @@ class _Comparing:
             codes,
             fit_difference(self._renamed("tuned"), self.recipe.hook_point, k=50),
             lambda: self.store.batches("train", _BATCH, hook_points=views),
+            self._text_of("train", options.attributed_tokens),
             self.text,
             self.recipe.hook_point,
             sizes=options.sizes,

@@ -7,6 +7,7 @@ from sparsight.activations import ActivationBatch
 from sparsight.diff import (
     DenseDifference,
     DifferenceCode,
+    attribute_latents,
     closure_curve,
     difference_lens,
     fit_difference,
@@ -23,6 +24,7 @@ __all__ = ["closure_findings", "dense_findings", "layer_findings"]
 _COMPONENTS = 50
 _BESIDE = (1, 32)  # components whose closure stands beside the latents'
 _TOKENS = 12
+_BY_ENERGY = 50
 
 
 def layer_findings(
@@ -70,25 +72,28 @@ def closure_findings(
     codes: Mapping[str, DifferenceCode],
     dense: DenseDifference,
     batches: Callable[[], Iterable[ActivationBatch]],
+    seen: SpliceText,
     text: SpliceText,
     hook_point: str,
     *,
     sizes: Sequence[int],
     forward_tokens: int,
 ) -> dict[str, Any]:
-    """The closure curve of each code; beside the first that of the mean and of principal components. `batches`: base and tuned rows, anew each
-    time."""
+    """The closure curve of each code, its latents ranked by attribution on `seen`, of the train split; beside it the first 50
+    latents by energy, and for the first code the mean and principal components. `batches`: base and tuned train rows, anew each time."""
     found = {}
     for name, code in codes.items():
-        ranking = rank_latents(code, batches(), hook_point)
+        energy = rank_latents(code, batches(), hook_point)
+        pair = models["base"], models["tuned"]
+        ranking = attribute_latents(*pair, seen, code, hook_point=hook_point, forward_tokens=forward_tokens // 2)
         rows = closure_curve(
-            models["base"],
-            models["tuned"],
+            *pair,
             text,
             code,
             ranking,
             hook_point=hook_point,
             sizes=sizes,
+            named={"by energy": energy.order[: min(_BY_ENERGY, len(ranking.order) // 2)].tolist()},
             forward_tokens=forward_tokens,
             dense=None if found else dense.patches(_BESIDE),
         )

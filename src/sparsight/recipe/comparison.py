@@ -53,6 +53,8 @@ class ClosureConfig:
     """Sizes of the sets of latents."""
     heldout_tokens: int = 2400
     """Held-out tokens that both models are run on."""
+    attributed_tokens: int = 1600
+    """Tokens of the train split on which latents are ranked by what they do to the predictions."""
     layers: int = 5
     """Layers at which the change is measured, evenly spaced; closure at each of them takes four forward passes."""
     forward_tokens: int = 1024
