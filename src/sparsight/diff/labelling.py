@@ -36,7 +36,6 @@ __all__ = [
     "ComparedSeeds",
     "LabelConfig",
     "Labelled",
-    "SeedTables",
     "compare_seeds",
     "label_latents",
     "label_seeds",
