@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 import sparsight
-from sparsight import features, labels, lm, metrics, recipe, sae
+from sparsight import diff, features, labels, lm, metrics, recipe, sae
 from sparsight.activations import CaptureConfig
 from sparsight.publication import PublishConfig
 
@@ -95,6 +95,7 @@ def test_public_things_are_documented(path: Path) -> None:
         recipe.TrainConfig,
         metrics.EvaluateConfig,
         metrics.ProbingConfig,
+        diff.LabelConfig,
         features.IndexConfig,
         labels.ExplainConfig,
         labels.EndpointConfig,

@@ -13,8 +13,10 @@ from sparsight.diff import (
     Gaps,
     LabelConfig,
     LatentScaling,
+    SeedTables,
     compare_seeds,
     label_latents,
+    label_seeds,
     marked,
     matched,
     naive_emergent,
@@ -112,6 +114,18 @@ def test_three_seeds_and_a_null_fine_tune_have_nulls_too(seeds):
     for compared in (by_seeds, by_model):
         assert compared.tuned[0].counts()["emergent"] >= 3
         assert sum(each.counts()["emergent"] for each in compared.null) == 0
+
+
+@pytest.mark.parametrize("with_null", [False, True])
+def test_fewer_seeds_of_what_was_matched_are_what_fewer_seeds_give(seeds, with_null):
+    tables = SeedTables.of(seeds["base"], seeds["tuned"], seeds["reseed"])
+    few = label_seeds(tables.first(3, null=with_null), config=CONFIG)
+    null = seeds["reseed"][:3] if with_null else ()
+    again = compare_seeds(seeds["base"][:3], seeds["tuned"][:3], null, config=CONFIG)
+    for side in ("tuned", "base", "null"):
+        for one, other in zip(getattr(few, side), getattr(again, side), strict=True):
+            assert (one.label == other.label).all()
+            assert np.array_equal(one.tests["direction"].p, other.tests["direction"].p, equal_nan=True)
 
 
 def gaps(**given):

@@ -48,6 +48,8 @@ RECORD = Path(__file__).parents[1] / "records" / "compare-planted.json"
 ARMS = {"base": ("base", 0), "tuned": ("tuned", 100), "reseed": ("base", 200), "null": ("null", 300)}
 """Whose activations, and the first seed."""
 
+DEFAULT = f"{SEEDS}, permuted, scaling"
+
 Run = dict[str, Any]
 
 
@@ -180,55 +182,54 @@ def summed(runs: Sequence[Run], arm: str) -> Run:
 def markdown(record: Run) -> str:
     """The record as tables, target beside measured."""
     runs = record["runs"]
-    arms = list(runs[0]["planted"])
-    lines = [f"# Planted changes, {len(runs)} repetitions", ""]
-    rates = sorted({rate for rates in summed(runs, arms[0])["recall"].values() for rate in rates}, key=float)
+    found = {arm: summed(runs, arm) for arm in runs[0]["planted"]}
+    default = found[DEFAULT]["recall"]
+    lines = [f"# Planted changes, {len(runs)} repetitions of {2 * SEEDS} SAEs marked and {4 * SEEDS} trained", ""]
     lines += [
-        "| seeds a model | changes | "
-        + " | ".join(f"{100 * float(rate):g} %" for rate in rates)
-        + " | false discovery (target 0.075) |"
-    ]
-    lines += ["|" + "---|" * (len(rates) + 3)]
-    for arm in arms:
-        found = summed(runs, arm)
-        kinds = {**{kind: [kind] for kind in found["recall"]}, "all": list(found["recall"])}
-        for name, members in kinds.items():
-            cells = []
-            for rate in rates:
-                n_found, n_learned, n = np.sum([found["recall"][kind][rate] for kind in members], axis=0)
-                cells.append(f"{n_found / n:.3f} (learned {n_learned / n:.2f})")
-            fdr = f"{found['fdr']:.3f} +- {found['fdr_half']:.3f}" if name == "all" else ""
-            lines.append(f"| {arm} | {name} | " + " | ".join(cells) + f" | {fdr} |")
-    lines += [
-        "",
-        "Recall: planted features found by an SAE, over SAEs and repetitions; target 0.9 from 1 %, 0.6 at 0.1 %.",
+        "Recall: planted features that an SAE labels rightly, over SAEs and repetitions (in brackets: that it has learned at all).",
         "",
     ]
+    lines += _head(
+        ["seeds a model, null", *(f"{100 * float(rate):g} %" for rate in default["lost"]), "false discovery"]
+    )
+    lines += _row("target", [">= 0.6", "", *[">= 0.9"] * (len(default["lost"]) - 2), "<= 0.075"])
+    for arm, each in found.items():
+        recall = {rate: np.sum([kind[rate] for kind in each["recall"].values()], axis=0) for rate in default["lost"]}
+        name = f"**{arm}** (the default)" if arm == DEFAULT else arm
+        lines += _row(name, [*map(_share, recall.values()), f"{each['fdr']:.3f} +- {each['fdr_half']:.3f}"])
+    for kind, rates in default.items():
+        lines += _row(f"the default: {kind}", [*map(_share, rates.values()), ""])
     lines += [
-        "| no change: | comparisons | with an emergent or lost latent (target <= 5 %) | rotated | reweighted |",
-        "|---|---|---|---|---|",
+        "",
+        f"Nothing changed, {len(runs)} comparisons each: how many report such a latent, in any SAE of either model.",
+        "",
     ]
+    lines += _head(["compared with the base: seeds, null", "emergent or lost", "rotated", "reweighted"])
+    lines += _row("target", ["<= 5 %", "", ""])
     for name in runs[0]["unchanged"]:
-        rows = [row for run in runs for row in run["unchanged"][name]["counts"] + run["unchanged"][name]["lost"]]
-        any_run = [
-            any(row["emergent"] for row in run["unchanged"][name]["counts"] + run["unchanged"][name]["lost"])
-            for run in runs
-        ]
-        cells = [sum(row[label] > 0 for row in rows) / len(rows) for label in ("rotated", "reweighted")]
-        emergent = sum(row["emergent"] > 0 for row in rows)
-        lines.append(
-            f"| {name} | {len(runs)} of {len(rows)} SAEs | {sum(any_run)} of {len(any_run)} comparisons, {emergent} of {len(rows)} SAEs | "
-            + " | ".join(f"{100 * cell:.1f} % of SAEs" for cell in cells)
-            + " |"
+        sides = [run["unchanged"][name]["counts"] + run["unchanged"][name]["lost"] for run in runs]
+        reports = (
+            sum(any(row[label] for row in rows) for rows in sides) for label in ("emergent", "rotated", "reweighted")
         )
+        lines += _row(name, [f"{n} of {len(runs)}" for n in reports])
     naive = {name: np.mean([run["naive"][name] for run in runs]) for name in runs[0]["naive"]}
-    lines += [
-        "",
-        "Without a null (no partner at cosine 0.7 in one SAE): "
-        + ", ".join(f"{name} {share:.3f}" for name, share in naive.items())
-        + ".",
-    ]
-    return "\n".join(lines) + "\n"
+    shares = ", ".join(f"{name} {share:.3f}" for name, share in naive.items())
+    return "\n".join(
+        [*lines, "", f"Without a null, latents with no partner at cosine 0.7 in one SAE of the base: {shares}.", ""]
+    )
+
+
+def _head(cells: Sequence[str]) -> list[str]:
+    return ["| " + " | ".join(cells) + " |", "|" + "---|" * len(cells)]
+
+
+def _row(name: str, cells: Sequence[str]) -> list[str]:
+    return ["| " + " | ".join([name, *cells]) + " |"]
+
+
+def _share(counts: Sequence[int]) -> str:
+    n_found, n_learned, n = counts
+    return f"{n_found / n:.3f} ({n_learned / n:.2f})"
 
 
 def main() -> None:

@@ -25,7 +25,6 @@ from sparsight.diff.labelling import (
     ComparedSeeds,
     LabelConfig,
     Labelled,
-    SeedTables,
     compare_seeds,
     label_latents,
     label_seeds,
@@ -33,6 +32,7 @@ from sparsight.diff.labelling import (
 from sparsight.diff.marking import CHANGES, Marks, marked, naive_emergent, recall_by_rate
 from sparsight.diff.matching import Dictionary, Partners, matched, mutual_pairs, pw_mcc
 from sparsight.diff.scaling import LatentScaling, ScalingSums, scaled_crosscoder, scaled_sae
+from sparsight.diff.seeds import SeedTables
 from sparsight.diff.where import LayerChange, layer_closure, measure_layers
 
 __all__ = [

@@ -25,18 +25,10 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Bool, Int
 
-from sparsight.diff.emergence import (
-    LEAST_PERMUTED,
-    MEASURES,
-    Gaps,
-    GapTest,
-    gap_null,
-    gap_test,
-    latent_gaps,
-    permuted_gaps,
-)
-from sparsight.diff.matching import Dictionary, Partners, matched
+from sparsight.diff.emergence import MEASURES, Gaps, GapTest, gap_test
+from sparsight.diff.matching import Dictionary, Partners
 from sparsight.diff.scaling import LatentScaling
+from sparsight.diff.seeds import SeedTables
 from sparsight.errors import MetricError
 
 __all__ = [
@@ -44,7 +36,6 @@ __all__ = [
     "ComparedSeeds",
     "LabelConfig",
     "Labelled",
-    "SeedTables",
     "compare_seeds",
     "label_latents",
     "label_seeds",
@@ -129,67 +120,6 @@ class ComparedSeeds:
     """One for each seed of the base, labelled against the base's other seeds: what the same test finds where nothing changed."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class SeedTables:
-    """Every pair of dictionaries matched, once for all tests: own[model][s][t] and other[model][s][t] of latents of seed s in seed t."""
-
-    firings: Mapping[str, Sequence[np.ndarray]]
-    own: Mapping[str, Sequence[Sequence[Partners | None]]]
-    """Of "base", "tuned" and "null", whose seeds may be none."""
-    other: Mapping[str, Sequence[Sequence[Partners]]]
-    """Of "base" in the fine-tune, and of "tuned" and "null" in the base; of "base in null" as well."""
-
-    @classmethod
-    def of(
-        cls, base: Sequence[Dictionary], tuned: Sequence[Dictionary], null: Sequence[Dictionary] = ()
-    ) -> "SeedTables":
-        """All read on the same tokens. Raises MetricError with fewer than 3 seeds of a model, or 1 of the null fine-tune."""
-        if min(len(base), len(tuned)) < 3 or len(null) == 1:
-            raise MetricError(
-                f"{len(base)} seeds of the base, {len(tuned)} of the fine-tune and {len(null)} of the null fine-tune cannot say what seeds "
-                "differ by: 3 at least, 5 better, are expected, and of the null fine-tune none or 2."
-            )
-        seeds = {"base": base, "tuned": tuned, "null": null}
-        there, back = _between(tuned, base)
-        null_there, null_back = _between(null, base)
-        return cls(
-            firings={name: [each.firings for each in of_model] for name, of_model in seeds.items()},
-            own={name: _within(of_model) for name, of_model in seeds.items()},
-            other={"tuned": there, "base": back, "null": null_there, "base in null": null_back},
-        )
-
-    def first(self, n: int, *, null: bool = False) -> "SeedTables":
-        """Of the first n seeds of each model, with or without the null fine-tune's."""
-        kept = {name: n if null or "null" not in name else 0 for name in (*self.own, *self.other)}
-        return SeedTables(
-            firings={name: each[: kept[name]] for name, each in self.firings.items()},
-            own={name: [row[:n] for row in table[: kept[name]]] for name, table in self.own.items()},
-            other={name: [row[:n] for row in table[: n if kept[name] else 0]] for name, table in self.other.items()},
-        )
-
-    def gaps(self, name: str, against: str | None = None) -> list[Gaps]:
-        """E of every seed's latents of one model; of the base's `against` the null fine-tune with "base in null"."""
-        return [
-            latent_gaps([each for each in own if each is not None], other, firings)
-            for own, other, firings in zip(self.own[name], self.other[against or name], self.firings[name], strict=True)
-        ]
-
-    def nulls(self, name: str, null: str = "auto") -> list[Gaps]:
-        """The null of each SAE of "tuned" or "base": the null fine-tune's where there is one, else by `LabelConfig.null`."""
-        n_seeds = min(len(self.own["base"]), len(self.own["tuned"]))
-        if self.own["null"]:
-            found = self.gaps("null") if name == "tuned" else self.gaps("base", "base in null")
-            return [Gaps.joined(found)] * len(self.own[name])
-        if null == "permuted" or (null == "auto" and n_seeds >= LEAST_PERMUTED):
-            tables = zip(self.own[name], self.other[name], self.firings[name], strict=True)
-            return [
-                permuted_gaps([each for each in own if each is not None], other, firings)
-                for own, other, firings in tables
-            ]
-        reference = "base" if name == "tuned" else "tuned"
-        return [gap_null(self.own[reference], self.firings[reference])] * len(self.own[name])
-
-
 def compare_seeds(
     base: Sequence[Dictionary],
     tuned: Sequence[Dictionary],
@@ -210,14 +140,14 @@ def label_seeds(
 ) -> ComparedSeeds:
     """Labels from what was matched. `scaling`: for "tuned" and "base" the latent scaling of each seed."""
     config = config or LabelConfig()
-    own, firings = tables.own["base"], tables.firings["base"]
     labelled = {
         name: _labelled_all(
             tables.gaps(name), tables.nulls(name, config.null), tables.own[name], config, (scaling or {}).get(name)
         )
         for name in ("tuned", "base")
     }
-    control = [_held_out_null(own, firings, seed) for seed in range(len(own))]
+    own = tables.own["base"]
+    control = [tables.control(seed) for seed in range(len(own))]
     return ComparedSeeds(
         **labelled, null=_labelled_all([one for one, _ in control], [rest for _, rest in control], own, config)
     )
@@ -247,35 +177,6 @@ def label_latents(
     label[close | (moved & same)] = _SHARED
     label[close & weighted & changed] = _REWEIGHTED
     return label, tests
-
-
-def _within(seeds: Sequence[Dictionary]) -> list[list[Partners | None]]:
-    tables: list[list[Partners | None]] = [[None] * len(seeds) for _ in seeds]
-    for i in range(len(seeds)):
-        for j in range(i + 1, len(seeds)):
-            tables[i][j], tables[j][i] = matched(seeds[i], seeds[j])
-    return tables
-
-
-def _between(
-    ours: Sequence[Dictionary], theirs: Sequence[Dictionary]
-) -> tuple[list[list[Partners]], list[list[Partners]]]:
-    both = [[matched(one, other) for other in theirs] for one in ours]
-    there = [[pair[0] for pair in row] for row in both]
-    return there, [[row[index][1] for row in both] for index in range(len(theirs))]
-
-
-def _held_out_null(
-    tables: Sequence[Sequence[Partners | None]], firings: Sequence[np.ndarray], seed: int
-) -> tuple[Gaps, Gaps]:
-    """One split of one base seed as if it were fine-tuned, and the null of the others without it."""
-    others = [index for index in range(len(tables)) if index != seed]
-    sides = others[: len(others) // 2], others[len(others) // 2 :]
-    near, far = ([each for index in side if (each := tables[seed][index]) is not None] for side in sides)
-    rest = [[tables[i][j] for j in others] for i in others]
-    if len(others) < 3:  # 3 seeds leave 2, which have no null of their own
-        return latent_gaps(near, far, firings[seed]), gap_null(tables, firings)
-    return latent_gaps(near, far, firings[seed]), gap_null(rest, [firings[index] for index in others])
 
 
 def _labelled_all(
