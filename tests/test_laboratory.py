@@ -8,7 +8,8 @@ import pytest
 
 sys.path.append(str(Path(__file__).resolve().parents[1] / "benchmarks" / "validate_compare"))
 
-from grounding import Labeller, harder_provenance, markdown, provenance, results, share
+from grounding import Labeller, harder_provenance, provenance
+from grounding_record import markdown, results, share
 from laboratory import ATTRIBUTES, EOS, Laboratory, LaboratoryConfig, World, train_saes
 
 from sparsight.grounding import Outcome, URRConfig, measure_urr

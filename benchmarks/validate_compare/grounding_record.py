@@ -1,0 +1,132 @@
+"""The record of `grounding.py`: what was measured over all laboratories, beside its targets, as numbers and as a page."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from sparsight.grounding import Outcome, wilson_interval
+
+Row = dict[str, Any]
+
+GATE_SEEDS = (0, 1, 2)
+"""SAE seeds of the planted gate."""
+TARGET_AUC, TARGET_RATIO = 0.75, 5.0
+
+
+def share(n: int, total: int) -> dict[str, float]:
+    """n of total with Wilson's 95 % interval."""
+    low, high = wilson_interval(n, total)
+    return {"n": n, "total": total, "share": n / total, "low": low, "high": high}
+
+
+def results(runs: Sequence[Row]) -> Row:
+    """The three rows of the validation, over all laboratories."""
+    gates = [row for run in runs for row in run["gate"] if row["seed"] in GATE_SEEDS]
+    by_laboratory = [
+        sum(row["best_auc"] >= TARGET_AUC and row["best_p"] <= 0.05 for row in run["gate"][: len(GATE_SEEDS)])
+        for run in runs
+    ]
+    ablations = [row["ablation"]["changes"]["abstaining or novel"] for row in gates if row["ablation"]]
+    silent = {
+        name: share(
+            sum(row["n_found"] == 0 for run in runs for row in run["silent"][name]),
+            sum(len(run["silent"][name]) for run in runs),
+        )
+        for name in runs[0]["silent"]
+    }
+    labels = {}
+    for part in runs[0]["provenance"]:
+        total = {key: sum(run["provenance"][part][key] for run in runs) for key in runs[0]["provenance"][part]}
+        labels[part] = {
+            "precision of ungrounded": share(total["both"], total["labelled"]),
+            "recall of ungrounded": share(total["both"], total["truly"]),
+            "precision of grounded": share(total["both grounded"], total["labelled grounded"]),
+            "recall of grounded": share(total["both grounded"], total["grounded"]),
+            "texts right": share(total["n_texts_right"], total["n_texts"]),
+            "other pairs": total["others"],
+        }
+    return {
+        "gate_seeds_found": by_laboratory,
+        "gate_best_auc": [row["best_auc"] for row in gates],
+        "gate_null_auc_largest": max(row["null_auc_largest"] for row in gates),
+        "gate_replicated": [row["n_replicated"] for row in gates],
+        "ablation_plain": [each["plain"] for each in ablations],
+        "ablation_ablated": [each["ablated"] for each in ablations],
+        "ablation_largest_control": [each["largest_control"] for each in ablations],
+        "ablation_ratio": [each["ratio"] for each in ablations],
+        "silent": silent,
+        "labels": labels,
+    }
+
+
+def markdown(record: Row) -> str:
+    """The record for people."""
+    found, runs = record["results"], record["runs"]
+
+    def shown(each: Row) -> str:
+        return f"{each['share']:.3f} [{each['low']:.3f}, {each['high']:.3f}] ({each['n']:,} of {each['total']:,})"
+
+    def span(values: Sequence[float | None]) -> str:
+        known = sorted(float("inf") if value is None else value for value in values)
+        return f"{known[len(known) // 2]:.3f} ({known[0]:.3f} to {known[-1]:.3f})"
+
+    labels, silent = found["labels"], found["silent"]
+    least = min(each["share"] for each in silent.values())
+    n = len(GATE_SEEDS)
+    precision = min(labels[part]["precision of ungrounded"]["share"] for part in ("plain", "gate"))
+    recall = min(labels[part]["recall of ungrounded"]["share"] for part in ("plain", "gate"))
+    lines = [
+        "# Grounding: planted truth",
+        "",
+        f"`{record['command']}`, commit {record['commit']}; {record['versions']}; {record['hardware']}; {len(runs)} laboratories of "
+        f"{record['minutes']:.1f} minutes each, described in `benchmarks/validate_compare/laboratory.py`. Medians (range); 95 % intervals.",
+        "",
+        "| test | target | measured |",
+        "|---|---|---|",
+        f"| planted gate: a latent with held-out AUC >= {TARGET_AUC} and p <= 0.05 | in >= 2 of {n} SAE seeds | "
+        f"{', '.join(f'{each} of {n}' for each in found['gate_seeds_found'])}; best AUC {span(found['gate_best_auc'])}, "
+        f"largest under shuffled labels {found['gate_null_auc_largest']:.3f} |",
+        f"| ablation of the latents for known names: change of abstaining / largest of 20 controls | >= {TARGET_RATIO:g} | "
+        f"{span(found['ablation_ratio'])}; abstaining {span(found['ablation_plain'])} -> {span(found['ablation_ablated'])}, largest control "
+        f"{span(found['ablation_largest_control'])}; {len(found['ablation_ratio'])} of {n * len(runs)} SAEs had such latents |",
+        f"| nothing planted: runs without a discovery | >= 0.95 | at least {least:.3f}, below |",
+        f"| provenance labels, pairs in written texts: precision | >= 0.98 | {precision:.4f} |",
+        f"| the same: recall | >= 0.95 | {recall:.4f} |",
+        "",
+        "Runs without a discovery:",
+        "",
+        *(f"- {name}: {shown(each)}" for name, each in silent.items()),
+        "",
+        "Linear probe on the plain fine-tune (AUC, p): "
+        + "; ".join(
+            f"seed {run['seed']}: "
+            + ", ".join(f"{name} {each['auc']:.3f}, {each['p']:.3f}" for name, each in run["plain_ceiling"].items())
+            for run in runs
+        )
+        + ". On the gated one: "
+        + "; ".join(f"{run['gate_ceiling']['auc']:.3f}, {run['gate_ceiling']['p']:.3f}" for run in runs)
+        + ".",
+        "",
+        "Provenance labels of pairs (two wordings: texts put together by hand, no model asked):",
+        "",
+        "| texts | " + " | ".join(name for name in labels["plain"] if name != "other pairs") + " |",
+        "|---" * len(labels["plain"]) + "|",
+        *(
+            f"| {part} | " + " | ".join(shown(each) for name, each in row.items() if name != "other pairs") + " |"
+            for part, row in labels.items()
+        ),
+        "",
+        "Ungrounded-pair rate:",
+        "",
+        "| seed | writer | names | URR | chance | p below | grounded | recombined | abstaining or novel |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for run in runs:
+        for row in run["urr"]:
+            rate = "-" if row["urr"] is None else f"{row['urr']:.3f} ({row['n_pairs']:,} pairs)"
+            if row["low"] is not None:
+                rate = f"{row['urr']:.3f} [{row['low']:.3f}, {row['high']:.3f}] ({row['n_pairs']:,} pairs)"
+            chance = "-" if row["chance"] is None else f"{row['chance']:.3f}"
+            p = "-" if row["p_below"] is None else f"{row['p_below']:.3f}"
+            outcomes = " | ".join(f"{row['outcomes'][outcome]['share']:.2f}" for outcome in Outcome)
+            lines.append(f"| {run['seed']} | {row['arm']} | {row['names']} | {rate} | {chance} | {p} | {outcomes} |")
+    return "\n".join(lines) + "\n"
