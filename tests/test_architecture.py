@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 import sparsight
-from sparsight import features, labels, lm, metrics, recipe, sae
+from sparsight import features, labels, lm, metrics, recipe, sae, steering
 from sparsight.activations import CaptureConfig
 from sparsight.publication import PublishConfig
 
@@ -97,7 +97,7 @@ def test_public_things_are_documented(path: Path) -> None:
         features.IndexConfig,
         labels.ExplainConfig,
         labels.EndpointConfig,
-        features.SteerConfig,
+        steering.SteerConfig,
         PublishConfig,
     ],
 )
