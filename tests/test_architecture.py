@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 import sparsight
-from sparsight import diff, features, labels, lm, metrics, recipe, sae
+from sparsight import diff, features, grounding, labels, lm, metrics, recipe, sae, steering
 from sparsight.activations import CaptureConfig
 from sparsight.publication import PublishConfig
 
@@ -96,10 +96,18 @@ def test_public_things_are_documented(path: Path) -> None:
         metrics.EvaluateConfig,
         metrics.ProbingConfig,
         diff.LabelConfig,
+        recipe.Comparison,
+        recipe.DictionaryConfig,
+        recipe.ClosureConfig,
+        recipe.WritingConfig,
+        grounding.DetailConfig,
+        grounding.WriteConfig,
+        grounding.ScoreConfig,
+        grounding.CausalConfig,
         features.IndexConfig,
         labels.ExplainConfig,
         labels.EndpointConfig,
-        features.SteerConfig,
+        steering.SteerConfig,
         PublishConfig,
     ],
 )
