@@ -96,7 +96,6 @@ def test_public_things_are_documented(path: Path) -> None:
         metrics.EvaluateConfig,
         metrics.ProbingConfig,
         diff.LabelConfig,
-        recipe.Comparison,
         recipe.DictionaryConfig,
         recipe.ClosureConfig,
         recipe.WritingConfig,
