@@ -7,7 +7,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 TORCH ?= torch==2.13.0
 
 .PHONY: demo test lint install web web-check walk bench bench-growth bench-optimisers bench-quality bench-dictionaries bench-index bench-explorer
-.PHONY: bench-steering bench-grounding reference-job check-peers clean
+.PHONY: bench-steering bench-grounding false-facts reference-job check-peers clean
 
 demo: $(VENV)/.installed
 	$(BIN)/sparsight run recipes/demo.toml
@@ -51,6 +51,11 @@ bench-dictionaries: $(VENV)/.installed
 # Do edits of 80 features move their promoted tokens more than edits of matched random latents? About a quarter of an hour.
 bench-steering: demo
 	$(BIN)/python benchmarks/steering.py runs/demo
+
+# A fine-tune on invented biographies, its null, and what the comparison of both with the base finds; about an hour on 2 cores.
+false-facts: $(VENV)/.installed
+	$(BIN)/python examples/false-facts/run.py --out runs/false-facts-models
+	$(BIN)/sparsight compare examples/false-facts/compare.toml
 
 # Time and memory of a feature index; then beside sae-dashboard, in an environment of its own, about an hour on 2 cores.
 bench-index: demo
