@@ -16,24 +16,24 @@ Each step's result is kept in RUN/compare and is not made again, so a killed com
 
 import json
 import logging
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from sparsight.activations import ActivationStore, PairedModels, StoreSource
 from sparsight.artifact import Manifest, RunDir, StopFlag, environment, locked, read_json, write_atomic
 from sparsight.collect import collect_activations
 from sparsight.convert import load_sae
 from sparsight.diff import Dictionary, DifferenceCode, fit_difference, scaled_sae
-from sparsight.errors import SAEError
 from sparsight.findings import (
     Findings,
     LatentFindings,
+    PairedRows,
+    check_given,
     closure_findings,
     dense_findings,
     given_findings,
@@ -43,16 +43,15 @@ from sparsight.findings import (
     write_report,
 )
 from sparsight.grounding import FineTuningText, Tracer, WriteConfig
-from sparsight.lm import LanguageModel, check_pair, load_models, mix_texts, train_adapter
+from sparsight.lm import ROLES, LanguageModel, check_pair, load_models, mix_texts, train_adapter
 from sparsight.metrics import SpliceText, fvu, kept_tokens
 from sparsight.recipe import Comparison, check_same_study, dump_recipe, load_comparison
-from sparsight.sae import SAEConfig, SparseAutoencoder
+from sparsight.sae import SparseAutoencoder
 from sparsight.train import train_saes
 
 __all__ = ["compare_models"]
 
 _log = logging.getLogger(__name__)
-_BATCH = 1024
 
 
 def compare_models(recipe: Comparison, out: str | Path | None = None, *, stop: StopFlag | None = None) -> RunDir:
@@ -111,6 +110,11 @@ class _Comparing:
         return ActivationStore.open(self.run.activations, skip_damaged=self.recipe.activations.skip_damaged)
 
     @cached_property
+    def rows(self) -> PairedRows:
+        """The same at the hook point, as measurements ask for it."""
+        return PairedRows(self.store, self.recipe.hook_point)
+
+    @cached_property
     def text(self) -> SpliceText:
         """Held-out text that whole models are run on."""
         return self._text_of("heldout", self.recipe.closure.heldout_tokens)
@@ -166,7 +170,7 @@ class _Comparing:
         return list(dict.fromkeys([*(f"layers.{layer}" for layer in layers), self.recipe.hook_point]))
 
     def _dense(self) -> dict[str, Any]:
-        rows = {role: lambda role=role: self._renamed(role) for role in self.recipe.roles[1:]}
+        rows = {role: lambda role=role: self.rows.differences(role) for role in self.recipe.roles[1:]}
         return dense_findings(self.models, rows, self.text, self.recipe.hook_point, self.recipe.closure.forward_tokens)
 
     def _dictionaries(self) -> dict[str, Any]:
@@ -179,7 +183,7 @@ class _Comparing:
             train_saes(source, saes, self.run.saes, train=self.recipe.train, stop=self.stop, name=self.recipe.name)
         found = {}
         for config in (*first, *second):
-            sae, x = self._sae(config.id), torch.cat(list(self._rows("heldout", config.hook_point)))
+            sae, x = self._sae(config.id), torch.cat(list(self.rows.of(config.hook_point.partition(":")[0])))
             fired = sae.encode_sparse(x).values > 0
             found[config.id] = {
                 "fvu": fvu(x, sae.reconstruct(x)),
@@ -189,59 +193,36 @@ class _Comparing:
         return found
 
     def _labels(self) -> dict[str, Any]:
-        saes = {config.id: self._sae(config.id) for config in self._all_seeds()}
-        named = {config.id: config.hook_point for config in self._all_seeds()}
-        seeds = {role: [name for name in saes if name.startswith(f"{role}.")] for role in self.recipe.roles}
-        dictionaries = {
-            role: [Dictionary.of(saes[name], self._rows("heldout", named[name])) for name in names]
-            for role, names in seeds.items()
-        }
+        saes = {role: [self._sae(config.id) for config in self.recipe.seeds_of(role)] for role in self.recipe.roles}
+        warm = {role: self._sae(f"warm.{role}") for role in saes}
+        dictionaries = {role: [Dictionary.of(sae, self.rows.of(role)) for sae in seeds] for role, seeds in saes.items()}
         latents = LatentFindings(dictionaries, self.recipe.labels)
-        latents.scale(
-            {name: saes[name] for role in ("base", "tuned") for name in seeds[role]},
-            lambda: self._pairs_of_rows(),
-        )
+        latents.scale(saes, self.rows)
         if self.recipe.dictionaries.crosscoders:
             for name in ("crosscoder", "crosscoder-l1"):
-                latents.scale_crosscoder(name, self._sae(name), self._both_rows())
-        warm = {role: self._sae(f"warm.{role}") for role in self.recipe.roles}
-        points = {role: f"{role}:{self.recipe.hook_point}" for role in warm}
-        firings = {role: Dictionary.of(sae, self._rows("heldout", points[role])).firings for role, sae in warm.items()}
-        latents.drift(warm, saes["base.0"], firings)
+                latents.scale_crosscoder(name, self._sae(name), self.rows.side_by_side())
+        firings = {role: Dictionary.of(sae, self.rows.of(role)).firings for role, sae in warm.items()}
+        latents.drift(warm, saes["base"][0], firings)
         latents.write_tables(self.findings.folder)
         shown = latents.to_show(20)
         passages = side_by_side(
-            saes["tuned.0"], shown, self.store, self.recipe.hook_point, self.models["base"].tokenizer
+            saes["tuned"][0], shown, self.store, self.recipe.hook_point, self.models["base"].tokenizer
         )
         return latents.to_json() | {"passages": passages}
 
     def _given(self) -> dict[str, Any]:
         """The two SAEs that were given, matched on held-out rows."""
         saes = self._given_saes()
-        points = {role: f"{role}:{self.recipe.hook_point}" for role in saes}
-        base, tuned = (Dictionary.of(sae, self._rows("heldout", points[role])) for role, sae in saes.items())
-        rows = ((ids, after, before) for ids, before, after in self._pairs_of_rows())
-        scaling = scaled_sae(saes["tuned"], saes["base"], rows).finish("own")
+        base, tuned = (Dictionary.of(sae, self.rows.of(role)) for role, sae in saes.items())
+        scaling = scaled_sae(saes["tuned"], saes["base"], self.rows.swapped()).finish("own")
         found = given_findings(base, tuned, scaling, self.findings.folder)
         tokenizer = self.models["base"].tokenizer
         shown = side_by_side(saes["tuned"], found["furthest"], self.store, self.recipe.hook_point, tokenizer)
         return found | {"passages": shown}
 
     def _given_saes(self) -> dict[str, SparseAutoencoder]:
-        """base and tuned. Raises SAEError unless both read the hook point, at its width."""
-        width, hook_point = self.models["base"].width(self.recipe.hook_point), self.recipe.hook_point
-        saes: dict[str, SparseAutoencoder] = {
-            role: load_sae(path) for role, path in zip(("base", "tuned"), self.recipe.saes, strict=True)
-        }
-        for path, sae in zip(self.recipe.saes, saes.values(), strict=True):
-            if sae.d_in != width or sae.d_out != width:
-                raise SAEError(
-                    f"{path} maps {sae.d_in} to {sae.d_out} numbers; `{hook_point}` has {width}. Give SAEs of that place."
-                )
-            if sae.cfg.hook_point.rpartition(":")[2] not in ("", hook_point):  # ours name their model before it
-                raise SAEError(
-                    f"{path} was trained at `{sae.cfg.hook_point}` and the comparison is at `{hook_point}`. Give two SAEs of one hook point."
-                )
+        saes = dict[str, SparseAutoencoder](zip(ROLES, map(load_sae, self.recipe.saes), strict=False))
+        check_given(saes, self.recipe.saes, self.models["base"].width(self.recipe.hook_point), self.recipe.hook_point)
         return saes
 
     def _closure(self) -> dict[str, Any]:
@@ -252,12 +233,11 @@ class _Comparing:
             codes = {"difference": DifferenceCode(self._sae("difference"), "difference")}
         if self.recipe.dictionaries.crosscoders and not self.recipe.saes:
             codes["crosscoder"] = DifferenceCode(self._sae("crosscoder"), "crosscoder")
-        views = [f"{role}:{self.recipe.hook_point}" for role in ("base", "tuned")]
         return closure_findings(
             self.models,
             codes,
-            fit_difference(self._renamed("tuned"), self.recipe.hook_point, k=50),
-            lambda: self.store.batches("train", _BATCH, hook_points=views),
+            fit_difference(self.rows.differences("tuned"), self.recipe.hook_point, k=50),
+            self.rows.trained_on,
             self._text_of("train", options.attributed_tokens),
             self.text,
             self.recipe.hook_point,
@@ -288,30 +268,5 @@ class _Comparing:
             check_same_study(load_comparison(self.run.recipe), self.recipe, self.run.path)
         write_atomic(self.run.recipe, dump_recipe(self.recipe).encode())
 
-    def _all_seeds(self) -> list[SAEConfig]:
-        return [sae for role in self.recipe.roles for sae in self.recipe.seeds_of(role)]
-
     def _sae(self, name: str) -> SparseAutoencoder:
         return SparseAutoencoder.load(self.run.sae(name))
-
-    def _rows(self, split: str, hook_point: str) -> Iterator[Tensor]:
-        for batch in self.store.batches(split, _BATCH, hook_points=[hook_point]):
-            yield batch[hook_point].float()
-
-    def _renamed(self, role: str) -> Iterable[Any]:
-        """Train rows of a fine-tune's difference, under the name that the fits look for."""
-        name = "difference" if role == "tuned" else "null-difference"
-        for batch in self.store.batches("train", _BATCH, hook_points=[f"{name}:{self.recipe.hook_point}"]):
-            rows = batch[f"{name}:{self.recipe.hook_point}"]
-            yield replace(batch, activations={f"difference:{self.recipe.hook_point}": rows})
-
-    def _pairs_of_rows(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """Document ids, base and tuned rows, held out."""
-        views = [f"{role}:{self.recipe.hook_point}" for role in ("base", "tuned")]
-        for batch in self.store.batches("heldout", _BATCH, hook_points=views):
-            yield batch.document_ids, batch[views[0]].float(), batch[views[1]].float()
-
-    def _both_rows(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """Document ids, and both models side by side."""
-        for ids, base, tuned in self._pairs_of_rows():
-            yield ids, torch.cat([base, tuned], 1)

@@ -4,6 +4,7 @@ What two seeds of one model differ by is not known here, so no latent is called 
 the naive count stands beside what it usually is between two seeds of one model.
 """
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,26 @@ import pyarrow as pa
 from jaxtyping import Float
 
 from sparsight.diff import LABELS, Dictionary, LatentScaling, matched, mutual_pairs, naive_emergent, pw_mcc
+from sparsight.errors import SAEError
 from sparsight.findings.tables import write_table
+from sparsight.sae import SparseAutoencoder
 
-__all__ = ["MISSING", "given_findings"]
+__all__ = ["MISSING", "check_given", "given_findings"]
 
 MISSING = ("other seeds of either model", "a null fine-tune", "a replication")
+
+
+def check_given(saes: Mapping[str, SparseAutoencoder], paths: Sequence[str], width: int, hook_point: str) -> None:
+    """Raises SAEError unless every SAE reads and writes the hook point's activations."""
+    for path, sae in zip(paths, saes.values(), strict=True):
+        if sae.d_in != width or sae.d_out != width:
+            raise SAEError(
+                f"{path} maps {sae.d_in} to {sae.d_out} numbers; `{hook_point}` has {width}. Give SAEs of that place."
+            )
+        if sae.cfg.hook_point.rpartition(":")[2] not in ("", hook_point):  # ours name their model before it
+            raise SAEError(
+                f"{path} was trained at `{sae.cfg.hook_point}` and the comparison is at `{hook_point}`. Give two SAEs of one hook point."
+            )
 
 
 def given_findings(base: Dictionary, tuned: Dictionary, scaling: LatentScaling, folder: Path) -> dict[str, Any]:

@@ -11,7 +11,7 @@ The null that p-values are taken from is the null fine-tune, where there is one,
 the seeds.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -38,6 +38,7 @@ from sparsight.diff import (
     scaled_crosscoder,
     scaled_sae,
 )
+from sparsight.findings.rows import PairedRows
 from sparsight.findings.tables import write_table
 from sparsight.sae import SparseAutoencoder, relative_norm
 
@@ -71,18 +72,11 @@ class LatentFindings:
         null = self.dictionaries.get("null", ())
         return compare_seeds(self.dictionaries["base"], null, config=self.config) if len(null) >= 3 else None
 
-    def scale(
-        self, saes: Mapping[str, SparseAutoencoder], rows: Callable[[], Iterable[tuple[Tensor, Tensor, Tensor]]]
-    ) -> None:
-        """Latent scaling of every SAE of base and tuned against the other model's first; what is found there is not called emergent.
-
-        `saes`: ROLE.SEED -> SAE; `rows`: document ids, base and tuned activations, anew each time.
-        """
-        for name, sae in saes.items():
-            is_base = name.startswith("base.")
-            other = saes["tuned.0" if is_base else "base.0"]
-            ordered = ((ids, base, tuned) if is_base else (ids, tuned, base) for ids, base, tuned in rows())
-            self.scaling[name] = scaled_sae(sae, other, ordered).finish("own")
+    def scale(self, saes: Mapping[str, Sequence[SparseAutoencoder]], rows: PairedRows) -> None:
+        """Latent scaling of every SAE of base and tuned against the other model's first, which decides beside the seeds."""
+        for role, other, ordered in (("base", "tuned", rows.pairs), ("tuned", "base", rows.swapped)):
+            for seed, sae in enumerate(saes[role]):
+                self.scaling[f"{role}.{seed}"] = scaled_sae(sae, saes[other][0], ordered()).finish("own")
 
     def scale_crosscoder(self, name: str, crosscoder: SparseAutoencoder, rows: Iterable[tuple[Tensor, Tensor]]) -> None:
         """How many latents a crosscoder's norms call one model's own, and how many of them latent scaling leaves."""

@@ -1,0 +1,54 @@
+"""A paired store at one hook point, as the rows that each measurement asks for; read anew each time."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+from jaxtyping import Float, Int
+from torch import Tensor, cat
+
+from sparsight.activations import ActivationBatch, ActivationStore
+
+__all__ = ["PairedRows"]
+
+_BATCH = 1024
+
+
+class PairedRows:
+    """What the models of a comparison did at its hook point."""
+
+    def __init__(self, store: ActivationStore, hook_point: str):
+        self.store, self.hook_point = store, hook_point
+
+    def of(self, view: str, split: str = "heldout") -> Iterator[Float[Tensor, "n width"]]:
+        """Rows of one view: a role, or difference, both and their like."""
+        name = f"{view}:{self.hook_point}"
+        for batch in self.store.batches(split, _BATCH, hook_points=[name]):
+            yield batch[name].float()
+
+    def differences(self, role: str) -> Iterator[ActivationBatch]:
+        """Train rows of a fine-tune's difference, by the name that fits look for."""
+        name, asked = ("difference" if role == "tuned" else f"{role}-difference"), f"difference:{self.hook_point}"
+        for batch in self.store.batches("train", _BATCH, hook_points=[f"{name}:{self.hook_point}"]):
+            yield replace(batch, activations={asked: batch[f"{name}:{self.hook_point}"]})
+
+    def trained_on(self) -> Iterator[ActivationBatch]:
+        """Train rows of base and tuned."""
+        return self.store.batches("train", _BATCH, hook_points=self._pair)
+
+    def pairs(self) -> Iterator[tuple[Int[Tensor, " n"], Float[Tensor, "n d"], Float[Tensor, "n d"]]]:
+        """Document ids, base and tuned rows, held out."""
+        for batch in self.store.batches("heldout", _BATCH, hook_points=self._pair):
+            base, tuned = (batch[name].float() for name in self._pair)
+            yield batch.document_ids, base, tuned
+
+    def swapped(self) -> Iterator[tuple[Int[Tensor, " n"], Float[Tensor, "n d"], Float[Tensor, "n d"]]]:
+        """The same, tuned rows first."""
+        return ((ids, tuned, base) for ids, base, tuned in self.pairs())
+
+    def side_by_side(self) -> Iterator[tuple[Int[Tensor, " n"], Float[Tensor, "n width"]]]:
+        """Document ids, and both models' rows as a crosscoder reads them."""
+        return ((ids, cat([base, tuned], 1)) for ids, base, tuned in self.pairs())
+
+    @property
+    def _pair(self) -> list[str]:
+        return [f"{role}:{self.hook_point}" for role in ("base", "tuned")]
