@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 import sparsight
-from sparsight import features, labels, lm, metrics, recipe, sae
+from sparsight import features, grounding, labels, lm, metrics, recipe, sae
 from sparsight.activations import CaptureConfig
 from sparsight.publication import PublishConfig
 
@@ -99,6 +99,12 @@ def test_public_things_are_documented(path: Path) -> None:
         labels.EndpointConfig,
         features.SteerConfig,
         PublishConfig,
+        grounding.ArrangementConfig,
+        grounding.CausalConfig,
+        grounding.DetailConfig,
+        grounding.ScoreConfig,
+        grounding.URRConfig,
+        grounding.WriteConfig,
     ],
 )
 def test_every_field_of_a_config_has_a_docstring(config: type) -> None:
