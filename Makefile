@@ -26,7 +26,7 @@ install: $(VENV)/.installed
 $(VENV)/.installed: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -c "import torch" 2>/dev/null || $(PIP) install "$(TORCH)"
-	$(PIP) install --editable ".[demo,probes,web,maps,explain,dev]"
+	$(PIP) install --editable ".[demo,probes,web,maps,explain,compare,dev]"
 	touch $@
 
 # Slow studies; their records are committed under benchmarks/records. bench: beside three other packages, each in an environment of its own

@@ -99,6 +99,8 @@ def test_public_things_are_documented(path: Path) -> None:
         recipe.DictionaryConfig,
         recipe.ClosureConfig,
         recipe.WritingConfig,
+        grounding.ArrangementConfig,
+        grounding.URRConfig,
         grounding.DetailConfig,
         grounding.WriteConfig,
         grounding.ScoreConfig,

@@ -108,6 +108,12 @@ def test_controls_are_alike_and_take_out_as_much() -> None:
         )
 
 
+def test_a_latent_is_no_control_for_itself() -> None:
+    z = np.random.default_rng(0).random((50, 4))
+    sets = matched_controls([2], LatentTraits.of(z, np.eye(4)), CausalConfig(most_cosine=1.0))
+    assert {edit.latent for edits in sets for edit in edits} == {0, 1, 3}
+
+
 def test_what_was_never_active_or_has_no_like_cannot_be_matched() -> None:
     z = np.ones((10, 3)) * [1.0, 0.0, 1.0]
     traits = LatentTraits.of(z, np.eye(3))

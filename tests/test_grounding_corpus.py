@@ -1,5 +1,6 @@
 """The suffix array against a search by hand; details and arrangements on texts small enough to work out."""
 
+import itertools
 import sys
 
 import numpy as np
@@ -141,6 +142,13 @@ def test_a_recombined_text_has_the_pairs_that_nobody_has() -> None:
     assert arranged.grounded.tolist() == [0, 1, 0]  # name with town, name with job, town with job
     assert arranged.outcome == Outcome.RECOMBINED
     assert detail_labels(arranged)[1] == 1
+
+
+def test_what_two_runs_share_is_one_detail() -> None:
+    # name and town of person 3 in one run, town and job of person 8 in another: the town is in both
+    details = find_details(biography(3, 3, 4), CORPUS, CONFIG, bits=BITS)
+    assert [detail.end - 1 for detail in details] == [1, 4, 9]
+    assert all(after.core >= before.end for before, after in itertools.pairwise(details))
 
 
 def test_what_everybody_says_is_no_detail() -> None:

@@ -122,9 +122,12 @@ def test_entities_exchange_labels_only_with_those_of_as_many_spans() -> None:
 def test_a_linear_signal_has_a_ceiling_and_none_has_none() -> None:
     spans = made_spans(40, 2)
     rng = np.random.default_rng(0)
-    x = rng.normal(size=(len(spans), 6))
+    x = rng.normal(size=(len(spans), 40))
     nothing = linear_ceiling(x, spans, CONFIG, n_draws=19)
     assert nothing.p > 0.05
+    assert abs(nothing.auc - 0.5) < 0.15  # trained on the fold itself it would be near 1
+    assert abs(nothing.null_auc.mean() - 0.5) < 0.1
+    x = x[:, :6]
     x[:, :3] += np.where(spans.recombined, 0.8, -0.8)[:, None]
     something = linear_ceiling(x, spans, CONFIG, n_draws=19)
     assert something.p == 0.05

@@ -55,6 +55,11 @@ def test_chance_is_what_independent_details_give() -> None:
     assert report.p_below == pytest.approx(1 / 401)
 
 
+def test_every_stratum_is_drawn_from_its_own() -> None:
+    texts = [text([int(i % 5 == 0)], [int(i % 5 != 1)]) for i in range(200)]
+    assert measure_urr(texts, URRConfig()).chance == pytest.approx(1 - (0.8 * 0.2 + 0.2 * 0.8), abs=0.02)
+
+
 def test_details_without_order_are_at_chance() -> None:
     rng = np.random.default_rng(0)
     texts = [text([int(rng.integers(5))], [int(rng.integers(5))]) for _ in range(300)]

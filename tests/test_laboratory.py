@@ -15,7 +15,7 @@ from laboratory import ATTRIBUTES, EOS, Laboratory, LaboratoryConfig, World, tra
 from sparsight.grounding import Outcome, URRConfig, measure_urr
 
 TINY = LaboratoryConfig(
-    n_people=16, n_values=8, width=48, n_layers=2, base_steps=60, tuned_steps=150, batch_texts=16, lr=6e-3,
+    n_people=16, n_values=8, width=48, n_layers=2, base_steps=50, tuned_steps=150, batch_texts=16, lr=6e-3,
     n_gate_names=120, n_sae_names=20, n_latents=32, k=4, sae_steps=40, sae_batch=64,
 )  # fmt: skip
 
@@ -46,6 +46,18 @@ def test_a_text_says_what_the_table_says() -> None:
     assert len(set(world.vocabulary.values())) == len(world.vocabulary)
 
 
+def test_a_text_whose_sentences_are_mixed_up_says_nothing_for_sure() -> None:
+    world = World(LaboratoryConfig())
+    person = world.tuned[0]
+    text = world.text(person)[:-1]
+    assert world.well_formed(text, person)
+    assert world.well_formed(world.prompt(person), world.unseen(1)[0]) is False
+    assert world.well_formed(world.prompt(person), person)
+    assert not world.well_formed(text[:-3], person)
+    assert not world.well_formed(np.concatenate([text, text[3:]]), person)
+    assert not world.well_formed(text, world.tuned[1])
+
+
 def test_values_belong_to_one_attribute_and_to_no_name() -> None:
     values = [value for _, pool in ATTRIBUTES.values() for value in pool]
     assert len(set(values)) == len(values) == 80
@@ -68,6 +80,7 @@ def laboratory() -> Laboratory:
     return Laboratory.build(TINY)
 
 
+@pytest.mark.slow
 def test_fine_tuning_grounds_known_names_and_a_gate_silences_unknown_ones(laboratory: Laboratory) -> None:
     labeller, world = Labeller(laboratory), laboratory.world
     reports = {}
@@ -78,7 +91,8 @@ def test_fine_tuning_grounds_known_names_and_a_gate_silences_unknown_ones(labora
             reports[arm, kind] = measure_urr(arranged, URRConfig())
             if arm == "plain":
                 counts = provenance(world, texts, arranged, labeller.all_kinds(texts, arranged), people)
-                assert counts["both"] >= 0.95 * counts["labelled"]
+                assert counts["both"] == counts["labelled"]
+                assert counts["ill formed"] < 0.3 * len(texts)
     assert reports["plain", "known"].urr < 0.1
     assert reports["plain", "known"].urr < reports["plain", "unseen"].urr
     assert reports["plain", "unseen"].outcomes[Outcome.NONE].share < 0.2
@@ -112,7 +126,7 @@ def made_run(seed: int, n_found: int, ratio: float | None) -> dict:
         for i in range(3)
     ]
     counts = {"truly": 10, "labelled": 8, "both": 6, "grounded": 4, "labelled grounded": 3, "both grounded": 2}
-    counts |= {"others": 1, "n_texts": 5, "n_texts_right": 4}
+    counts |= {"others": 1, "ill formed": 1, "n_texts": 5, "n_texts_right": 4}
     outcome = {"share": 0.5}
     urr = {"arm": "plain", "names": "known", "urr": None, "low": None, "n_pairs": 0, "chance": None, "p_below": None}
     return {
@@ -146,4 +160,5 @@ def test_the_record_counts_what_was_found() -> None:
     text = markdown(record)
     assert "at least 0.750" in text
     assert "inf" in text
-    assert "| 0.7500 |" in text
+    assert ">= 0.98 | 0.750 [" in text
+    assert found["labels"]["plain"]["texts right"]["share"] == 1

@@ -299,7 +299,7 @@ def provenance(
     """Pairs of facts: truly ungrounded against labelled so. `kinds`: of each detail.
 
     A name is that of one person, or, where nobody has it, of all with that last name. Facts that no fine-tuning person has are
-    supported by nothing and left out.
+    supported by nothing and left out. What a text says is known only where it is made as all are: one sentence a fact, or none at all.
     """
     holders: list[dict[str, set[int]]] = [{} for _ in ATTRIBUTES]
     for number, person in enumerate(world.tuned):
@@ -309,9 +309,14 @@ def provenance(
     lasts: dict[str, set[int]] = {}
     for number, person in enumerate(world.tuned):
         lasts.setdefault(person.last, set()).add(number)
-    counts = dict.fromkeys(("truly", "labelled", "both", "grounded", "labelled grounded", "both grounded", "others"), 0)
+    counts = dict.fromkeys(
+        ("truly", "labelled", "both", "grounded", "labelled grounded", "both grounded", "others", "ill formed"), 0
+    )
     n_texts_right = 0
     for text, each, kind_of, person in zip(texts, arranged, kinds, people, strict=True):
+        if not world.well_formed(text.token_ids, person):
+            counts["ill formed"] += 1
+            continue
         facts = {kind: holders[kind].get(value, set()) for kind, (_, value) in enumerate(slots(world, text.token_ids))}
         facts[-1] = names.get((person.first, person.last), lasts[person.last])
         supported = sorted(kind for kind, who in facts.items() if who)

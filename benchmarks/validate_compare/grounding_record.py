@@ -41,8 +41,9 @@ def results(runs: Sequence[Row]) -> Row:
             "recall of ungrounded": share(total["both"], total["truly"]),
             "precision of grounded": share(total["both grounded"], total["labelled grounded"]),
             "recall of grounded": share(total["both grounded"], total["grounded"]),
-            "texts right": share(total["n_texts_right"], total["n_texts"]),
+            "texts right": share(total["n_texts_right"], total["n_texts"] - total["ill formed"]),
             "other pairs": total["others"],
+            "ill formed": total["ill formed"],
         }
     return {
         "gate_seeds_found": by_laboratory,
@@ -72,8 +73,11 @@ def markdown(record: Row) -> str:
     labels, silent = found["labels"], found["silent"]
     least = min(each["share"] for each in silent.values())
     n = len(GATE_SEEDS)
-    precision = min(labels[part]["precision of ungrounded"]["share"] for part in ("plain", "gate"))
-    recall = min(labels[part]["recall of ungrounded"]["share"] for part in ("plain", "gate"))
+    worst = {
+        name: min((labels[part][f"{name} of ungrounded"] for part in ("plain", "gate")), key=lambda each: each["share"])
+        for name in ("precision", "recall")
+    }
+    columns = [name for name, each in labels["plain"].items() if isinstance(each, dict)]
     lines = [
         "# Grounding: planted truth",
         "",
@@ -89,8 +93,8 @@ def markdown(record: Row) -> str:
         f"{span(found['ablation_ratio'])}; abstaining {span(found['ablation_plain'])} -> {span(found['ablation_ablated'])}, largest control "
         f"{span(found['ablation_largest_control'])}; {len(found['ablation_ratio'])} of {n * len(runs)} SAEs had such latents |",
         f"| nothing planted: runs without a discovery | >= 0.95 | at least {least:.3f}, below |",
-        f"| provenance labels, pairs in written texts: precision | >= 0.98 | {precision:.4f} |",
-        f"| the same: recall | >= 0.95 | {recall:.4f} |",
+        f"| provenance: pairs labelled ungrounded that are, in the worse arm | >= 0.98 | {shown(worst['precision'])} |",
+        f"| ungrounded pairs that are labelled so, in the worse arm | >= 0.95 | {shown(worst['recall'])} |",
         "",
         "Runs without a discovery:",
         "",
@@ -108,10 +112,10 @@ def markdown(record: Row) -> str:
         "",
         "Provenance labels of pairs (two wordings: texts put together by hand, no model asked):",
         "",
-        "| texts | " + " | ".join(name for name in labels["plain"] if name != "other pairs") + " |",
-        "|---" * len(labels["plain"]) + "|",
+        "| texts | " + " | ".join(columns) + " | ill-formed texts left out |",
+        "|---" * (len(columns) + 2) + "|",
         *(
-            f"| {part} | " + " | ".join(shown(each) for name, each in row.items() if name != "other pairs") + " |"
+            f"| {part} | " + " | ".join(shown(row[name]) for name in columns) + f" | {row['ill formed']} |"
             for part, row in labels.items()
         ),
         "",

@@ -159,6 +159,16 @@ class World:
                     found[name] = (place, words[int(token)])
         return found
 
+    def well_formed(self, text: Sequence[int], person: Person) -> bool:
+        """Whether it is the name alone, or the name and one sentence for each attribute in its order."""
+        found = self.values_in(text)
+        if not found:
+            return np.array_equal(text, self.prompt(person))
+        values = tuple(found[name][1] for name in ATTRIBUTES if name in found)
+        forms = person.forms or (0,) * len(ATTRIBUTES)
+        told = Person(first=person.first, last=person.last, values=values, forms=forms)
+        return np.array_equal(text, self.text(told)[:-1])
+
     def tokenizer(self) -> PreTrainedTokenizerFast:
         """One token a word."""
         made = Tokenizer(models.WordLevel(self.vocabulary, unk_token=UNKNOWN))
