@@ -258,7 +258,7 @@ def main() -> None:
                 "torch": torch.__version__,
                 "hardware": f"{platform.machine()}, {os.cpu_count()} cores",
             }
-            options.out.write_text(json.dumps(record, indent=1) + "\n")
+            options.out.write_text(json.dumps(record) + "\n")
             print(f"repetition {done.result()['number']}: {done.result()['seconds']:.0f} s", flush=True)
     options.out.with_suffix(".md").write_text(markdown(record))
     print(markdown(record))

@@ -75,10 +75,8 @@ class DenseStep:
         k_aux. Raises SAEError for an architecture without a closed form here.
         """
         if not self.supports(cfg):
-            known = ", ".join(CLOSED_FORM)
-            raise SAEError(
-                f"SAE {cfg.id}: {cfg.architecture} of {cfg.models} models has no closed-form step; {known} of one have one."
-            )
+            known, what = ", ".join(CLOSED_FORM), "a crosscoder" if cfg.models > 1 else cfg.architecture
+            raise SAEError(f"SAE {cfg.id}: {what} has no closed-form step; {known} have one.")
         self.cfg, self.ops, self.total_steps = cfg, ops, total_steps
         self.dtype = torch.bfloat16 if cfg.precision == "bfloat16" else torch.float32
         self._weights = {name: _rows_of_latents(name, tensor) for name, tensor in weights.items()}
