@@ -54,6 +54,7 @@ def results(runs: Sequence[Row]) -> Row:
         "ablation_ablated": [each["ablated"] for each in ablations],
         "ablation_largest_control": [each["largest_control"] for each in ablations],
         "ablation_ratio": [each["ratio"] for each in ablations],
+        "ablations_at_target": sum(each["ratio"] is None or each["ratio"] >= TARGET_RATIO for each in ablations),
         "silent": silent,
         "labels": labels,
     }
@@ -82,7 +83,9 @@ def markdown(record: Row) -> str:
         "# Grounding: planted truth",
         "",
         f"`{record['command']}`, commit {record['commit']}; {record['versions']}; {record['hardware']}; {len(runs)} laboratories of "
-        f"{record['minutes']:.1f} minutes each, described in `benchmarks/validate_compare/laboratory.py`. Medians (range); 95 % intervals.",
+        f"{record['minutes']:.1f} minutes each "
+        "(training not counted where the models were there already), described in `benchmarks/validate_compare/laboratory.py`. "
+        "Medians (range); 95 % intervals.",
         "",
         "| test | target | measured |",
         "|---|---|---|",
@@ -90,7 +93,9 @@ def markdown(record: Row) -> str:
         f"{', '.join(f'{each} of {n}' for each in found['gate_seeds_found'])}; best AUC {span(found['gate_best_auc'])}, "
         f"largest under shuffled labels {found['gate_null_auc_largest']:.3f} |",
         f"| ablation of the latents for known names: change of abstaining / largest of 20 controls | >= {TARGET_RATIO:g} | "
-        f"{span(found['ablation_ratio'])}; abstaining {span(found['ablation_plain'])} -> {span(found['ablation_ablated'])}, largest control "
+        f"{found['ablations_at_target']} of {len(found['ablation_ratio'])}; {span(found['ablation_ratio'])}; "
+        f"abstaining {span(found['ablation_plain'])} -> "
+        f"{span(found['ablation_ablated'])}, largest control "
         f"{span(found['ablation_largest_control'])}; {len(found['ablation_ratio'])} of {n * len(runs)} SAEs had such latents |",
         f"| nothing planted: runs without a discovery | >= 0.95 | at least {least:.3f}, below |",
         f"| provenance: pairs labelled ungrounded that are, in the worse arm | >= 0.98 | {shown(worst['precision'])} |",
