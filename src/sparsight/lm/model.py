@@ -211,11 +211,11 @@ class LanguageModel:
             raise ModelError(f"{type(self._module).__name__} keeps no key-value cache; generation needs one.")
         return output.logits[:, -1].float(), output.past_key_values
 
-    @torch.inference_mode()
     def token_embeddings(self) -> Float[Tensor, "vocab d"]:
         """The input embedding of every token, float32, on the CPU."""
         return _embedding(self._module).detach().float().cpu()
 
+    @torch.inference_mode()
     def unembed(self, directions: Float[Tensor, "n d"]) -> Float[Tensor, "n vocab"]:
         """The logits that residual-stream vectors would give, through the model's own final norm and head, in float32.
 
