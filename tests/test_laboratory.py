@@ -15,7 +15,7 @@ from laboratory import ATTRIBUTES, EOS, Laboratory, LaboratoryConfig, World, tra
 from sparsight.grounding import Outcome, URRConfig, measure_urr
 
 TINY = LaboratoryConfig(
-    n_people=16, n_values=8, width=48, n_layers=2, base_steps=50, tuned_steps=150, batch_texts=16, lr=6e-3,
+    n_people=20, n_values=16, width=48, n_layers=2, base_steps=50, tuned_steps=180, batch_texts=16, lr=6e-3,
     n_gate_names=120, n_sae_names=20, n_latents=32, k=4, sae_steps=40, sae_batch=64,
 )  # fmt: skip
 

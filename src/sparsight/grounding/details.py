@@ -15,7 +15,7 @@ Two wordings of one fact are two details, and a pair of facts that its document 
 for the rare tokens of each ("Paris", not "was born in Paris"): it forgives wordings, and takes any document with both words for a witness.
 
 Trade-off: a value of several tokens is cut where it becomes rare enough, so its support is that of its beginning: rather too wide
-("grounded" where it is not) than too narrow.
+("grounded" where it is not) than too narrow. A value that more documents hold than `max_document_share` is no detail, but part of the next one.
 """
 
 from dataclasses import dataclass
