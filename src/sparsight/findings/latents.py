@@ -8,7 +8,8 @@
     calibrated    latents labelled emergent (see diff.labelling), a mean over the SAEs of a side
 
 The null that p-values are taken from is the null fine-tune, where there is one, else the seeds. The null fine-tune itself is tested against
-the seeds.
+the seeds. Latent scaling decides on the fine-tune's and the base's latents alone: null and reseed are counted before it, so they are too many rather
+than too few.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -28,6 +29,7 @@ from sparsight.diff import (
     LabelConfig,
     Labelled,
     LatentScaling,
+    Partners,
     compare_seeds,
     decoder_drift,
     drift_test,
@@ -71,6 +73,11 @@ class LatentFindings:
         """The null fine-tune in the fine-tune's place, where it has 3 seeds."""
         null = self.dictionaries.get("null", ())
         return compare_seeds(self.dictionaries["base"], null, config=self.config) if len(null) >= 3 else None
+
+    @cached_property
+    def first_pair(self) -> tuple[Partners, Partners]:
+        """Partners of tuned.0 in base.0, and back."""
+        return matched(self.dictionaries["tuned"][0], self.dictionaries["base"][0])
 
     def scale(self, saes: Mapping[str, Sequence[SparseAutoencoder]], rows: PairedRows) -> None:
         """Latent scaling of every SAE of base and tuned against the other model's first, which decides beside the seeds."""
@@ -142,7 +149,7 @@ class LatentFindings:
         naive, similar = {}, {}
         for name, (ours, theirs) in pairs.items():
             one, other = dictionaries[ours][0], dictionaries[theirs][1 if ours == theirs else 0]
-            cosine = matched(one, other)[0].cosine
+            cosine = (self.first_pair if name == "real" else matched(one, other))[0].cosine
             alive = int(np.isfinite(cosine).sum())
             naive[name] = {"share": naive_emergent(cosine), "n": round(naive_emergent(cosine) * alive), "of": alive}
             similar[name] = pw_mcc(one, other)
@@ -181,8 +188,7 @@ class LatentFindings:
             for seed, each in enumerate(getattr(self.compared, side))
         ]
         write_table(folder / "features.parquet", pa.concat_tables(rows))
-        ours, theirs = self.dictionaries["tuned"][0], self.dictionaries["base"][0]
-        there, back = matched(ours, theirs)
+        there, back = self.first_pair
         pairs = mutual_pairs(there, back)
         write_table(
             folder / "pairs.parquet",

@@ -61,7 +61,7 @@ def dense_findings(
             "agreement": dense.agreement,
             "variance_of_50": float(dense.variance.sum()) / dense.total_variance,
             "lens": {name: [word([int(token)]) for token in each["promoted_tokens"]] for name, each in lens.items()},
-            "logits": {side: [(word([e.token_id]), e.difference, e.z) for e in each] for side, each in sides.items()}
+            "tokens": {side: [(word([e.token_id]), e.difference, e.z) for e in each] for side, each in sides.items()}
             | {"n_documents": n},
         }
     return found

@@ -54,7 +54,7 @@ def headline(labels: dict[str, Any]) -> str:
         )
     return (
         f"{real:.1f} latents of the fine-tune have no linear analogue in the base's dictionaries (mean of {len(called['tuned'])} seeds; q <= "
-        f"{labels['config']['q']:g}), where the same test finds {beside}; {share}."
+        f"{labels['config']['q']:g}), where the same test, before latent scaling, finds {beside}; {share}."
     )
 
 
@@ -167,7 +167,7 @@ def markdown(findings: Findings, name: str, steps: dict[str, Any]) -> str:
         *_table(counts_table(labels)),
     ]
     if "drift" in labels:
-        parts += ["", _drift(labels["drift"])]
+        parts += ["", _drift(labels["drift"], labels["config"]["q"])]
     if "crosscoders" in labels:
         parts += ["", *(_crosscoder(each, found) for each, found in labels["crosscoders"].items())]
     parts += ["", "## Where it changed", "", *_table(layers_table(findings.get("where")))]
@@ -188,14 +188,14 @@ def markdown(findings: Findings, name: str, steps: dict[str, Any]) -> str:
 
 def dense_lines(dense: dict[str, Any]) -> list[str]:
     """The dense bars of one fine-tune."""
-    rose = ", ".join(f"{word!r} {difference:+.4f}" for word, difference, _ in dense["logits"]["rose"][:8])
-    fell = ", ".join(f"{word!r} {difference:+.4f}" for word, difference, _ in dense["logits"]["fell"][:8])
+    rose = ", ".join(f"{word!r} {difference:+.4f}" for word, difference, _ in dense["tokens"]["rose"][:8])
+    fell = ", ".join(f"{word!r} {difference:+.4f}" for word, difference, _ in dense["tokens"]["fell"][:8])
     first = next((name for name in dense["lens"] if name != "mean"), "mean")
     return [
         f"The mean difference is {dense['mean_share']:.1%} of the difference's square; its two halves agree with cosine {dense['agreement']:.2f}.",
         f"50 components hold {dense['variance_of_50']:.1%} of its variance.",
         f"Through the final norm and head the mean says {_listed(dense['lens']['mean'])}; at the first token {_listed(dense['lens'][first])}.",
-        f"More probable on the held-out text (mean difference of p, {dense['logits']['n_documents']} documents): {rose}. Less: {fell}.",
+        f"More probable on the held-out text (mean difference of p, {dense['tokens']['n_documents']} documents): {rose}. Less: {fell}.",
     ]
 
 
@@ -214,7 +214,7 @@ def _missing(labels: dict[str, Any]) -> str:
     )
 
 
-def _drift(drift: dict[str, Any]) -> str:
+def _drift(drift: dict[str, Any], q: float) -> str:
     names = {"tuned": "the fine-tune's activations", "null": "the null fine-tune's", "base": "the base's own"}
     parts = [
         f"{drift[role]['mean']:.4f} (95th percentile {drift[role]['p95']:.4f}) on {name}"
@@ -223,7 +223,7 @@ def _drift(drift: dict[str, Any]) -> str:
     ]
     line = f"A base SAE trained on turns by 1 - cosine = {'; '.join(parts)}."
     return line + (
-        f" {drift['beyond_null']:,} of {drift['n_tested']:,} latents turn further than the null's, q <= 0.05."
+        f" {drift['beyond_null']:,} of {drift['n_tested']:,} latents turn further than the null's, q <= {q:g}."
         if "beyond_null" in drift
         else ""
     )

@@ -16,7 +16,7 @@ from sparsight.activations import CaptureConfig, paired_hook_points
 from sparsight.diff import LabelConfig
 from sparsight.errors import RecipeError
 from sparsight.lm import ROLES, FinetuneConfig, ModelConfig, TextConfig
-from sparsight.recipe.schema import SCHEMA_VERSION, TrainConfig
+from sparsight.recipe.schema import TrainConfig, check_heading
 from sparsight.sae import SAEConfig
 
 __all__ = ["ClosureConfig", "Comparison", "DictionaryConfig", "WritingConfig"]
@@ -112,12 +112,7 @@ class Comparison:
     null_training: FinetuneConfig = FinetuneConfig()
 
     def __post_init__(self) -> None:
-        if self.schema != SCHEMA_VERSION:
-            raise RecipeError(
-                f"The recipe has schema = {self.schema}; this version of Sparsight reads schema = {SCHEMA_VERSION}."
-            )
-        if not self.name or "/" in self.name or self.name.startswith("."):
-            raise RecipeError(f"name = {self.name!r} cannot name a directory; use letters, digits, dots and dashes.")
+        check_heading(self.schema, self.name)
         if len(self.saes) not in (0, 2):
             raise RecipeError(f"saes names {len(self.saes)}; expected two, the base's and the fine-tune's, or none.")
         if self.null and self.make_null:

@@ -24,7 +24,7 @@ from sparsight.lm import ModelConfig, TextConfig
 from sparsight.metrics import EvaluateConfig
 from sparsight.sae import SAEConfig
 
-__all__ = ["SCHEMA_VERSION", "Recipe", "TrainConfig"]
+__all__ = ["SCHEMA_VERSION", "Recipe", "TrainConfig", "check_heading"]
 
 SCHEMA_VERSION = 1
 LOGGERS = ("tensorboard", "wandb")
@@ -56,6 +56,16 @@ class TrainConfig:
                 raise RecipeError(f"train.loggers names {name!r}; there are {' and '.join(LOGGERS)}.")
 
 
+def check_heading(schema: int, name: str) -> None:
+    """Raises RecipeError unless a recipe of this version reads the layout, and the name can name a directory."""
+    if schema != SCHEMA_VERSION:
+        raise RecipeError(
+            f"The recipe has schema = {schema}; this version of Sparsight reads schema = {SCHEMA_VERSION}."
+        )
+    if not name or "/" in name or name.startswith("."):
+        raise RecipeError(f"name = {name!r} cannot name a directory; use letters, digits, dots and dashes.")
+
+
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
     """One study."""
@@ -78,12 +88,7 @@ class Recipe:
     index: IndexConfig = IndexConfig()
 
     def __post_init__(self) -> None:
-        if self.schema != SCHEMA_VERSION:
-            raise RecipeError(
-                f"The recipe has schema = {self.schema}; this version of Sparsight reads schema = {SCHEMA_VERSION}."
-            )
-        if not self.name or "/" in self.name or self.name.startswith("."):
-            raise RecipeError(f"name = {self.name!r} cannot name a directory; use letters, digits, dots and dashes.")
+        check_heading(self.schema, self.name)
         if not self.sae:
             raise RecipeError("The recipe has no [[sae]] section: name at least one SAE to train.")
         if self.activations.heldout_tokens < 1 or self.text.heldout_fraction == 0:
