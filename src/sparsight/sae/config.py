@@ -115,7 +115,8 @@ class SAEConfig:
     """Dead latents used per token by AuxK; 0: min(512, d_in // 2), half the input's width being Gao's choice."""
 
     dead_after_tokens: int = 500_000
-    """A latent is dead when it has not fired for this many tokens. Gao: 10M tokens, which there were 76 steps."""
+    """A latent is dead when it has not fired for this many tokens, or for a twelfth of the run, when that is less. Gao: 10M tokens, which there were
+    76 steps."""
 
     normalize: str = "rms"
     """rms: divide by sqrt(mean |x - mean|^2 / d) of the first batch, folded into the finished SAE | none."""

@@ -11,6 +11,7 @@ Trade-off: scale, mean and the unit of jumprelu's threshold come from one batch,
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import torch
 from jaxtyping import Float
@@ -23,6 +24,7 @@ from sparsight.sae.folding import fold
 from sparsight.sae.forms import chosen_form, new_step
 from sparsight.sae.initial import fitted_scale, geometric_median, initial_weights
 from sparsight.sae.kernels.workspace import Workspace
+from sparsight.sae.schedule import longest_silence
 
 __all__ = ["SAETrainer"]
 
@@ -75,7 +77,8 @@ class SAETrainer:
             "threshold": torch.zeros((), device=self.device),
             "tokens_since_fired": torch.zeros(cfg.n_latents, dtype=torch.int64, device=self.device),
         }
-        state = cfg, self.weights, self._moments, self._measured
+        stepped = replace(cfg, dead_after_tokens=longest_silence(cfg, total_steps * batch_tokens))
+        state = stepped, self.weights, self._moments, self._measured
         self._step = new_step(self.form, *state, total_steps=total_steps, space=space or Workspace())
         self._versions = self._written()
 
