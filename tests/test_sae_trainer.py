@@ -139,6 +139,24 @@ def test_a_latent_is_dead_after_the_tokens_it_was_silent_for():
     assert t.state_dict()["measured.tokens_since_fired"][:10].tolist() == [3 * N] * 10
 
 
+@pytest.mark.parametrize(
+    ("given", "total", "expected"), [(0, 10**8, 500_000), (0, 1_200_000, 100_000), (77, 10**6, 77)]
+)
+def test_unless_told_a_latent_is_dead_after_a_twelfth_of_a_short_run(given, total, expected):
+    assert SAEConfig(id="a", n_latents=64, dead_after_tokens=given).dead_after(total) == expected
+
+
+def test_a_short_run_of_the_default_revives_in_its_first_eighth():
+    t = trainer("topk", steps=400, dead_after_tokens=0)
+    x = batches(1)[0]
+    t.initialize(x)
+    with torch.no_grad():
+        t.weights["b_enc"][:10] = -1e3
+    dead = [t.step(x)["dead_share"].item() for _ in range(50)]
+    assert dead[30] == 0
+    assert dead[40] >= 0.99 * 10 / F
+
+
 def test_the_threshold_is_the_running_mean_of_the_smallest_kept_value():
     t, _ = trained("batchtopk", 60)
     x = torch.cat(batches(8, start=900))

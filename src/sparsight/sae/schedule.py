@@ -10,7 +10,7 @@ from torch import Tensor
 
 from sparsight.sae.config import SAEConfig
 
-__all__ = ["SCHEDULE", "longest_silence", "lr_factor", "schedule_table", "sparsity_weight", "threshold_momentum"]
+__all__ = ["SCHEDULE", "lr_factor", "schedule_table", "sparsity_weight", "threshold_momentum"]
 
 SCHEDULE = ("step_size", "root_correction", "lr", "sparsity_weight", "threshold_momentum")
 """The table's columns. The first two are what Adam needs of the learning rate and its step number t:
@@ -21,17 +21,8 @@ lr / (1 - beta1^t) and 1 / sqrt(1 - beta2^t)."""
 _THRESHOLD_STEPS = 20
 _THRESHOLD_SHARE = 1 / 20  # of all steps, when that is less
 
-# Of all tokens: AuxK comes too late to latents that are called dead when a quarter of the run is over. At 64x width, 2M tokens, TopK had 2.6 % of
-# latents active on no training row with a quarter, 0.06 % with a thirteenth.
-_LONGEST_SILENCE = 1 / 12
-
 # of all steps: a run shorter than its warm-up would never reach the rate that was asked for
 _LONGEST_WARMUP = 1 / 5
-
-
-def longest_silence(cfg: SAEConfig, total_tokens: int) -> int:
-    """Tokens after which a latent that has not fired is dead: dead_after_tokens, and at most a twelfth of the run."""
-    return min(cfg.dead_after_tokens, max(1, round(_LONGEST_SILENCE * total_tokens)))
 
 
 def lr_factor(cfg: SAEConfig, steps_done: int, total_steps: int) -> float:

@@ -24,7 +24,6 @@ from sparsight.sae.folding import fold
 from sparsight.sae.forms import chosen_form, new_step
 from sparsight.sae.initial import fitted_scale, geometric_median, initial_weights
 from sparsight.sae.kernels.workspace import Workspace
-from sparsight.sae.schedule import longest_silence
 
 __all__ = ["SAETrainer"]
 
@@ -77,7 +76,7 @@ class SAETrainer:
             "threshold": torch.zeros((), device=self.device),
             "tokens_since_fired": torch.zeros(cfg.n_latents, dtype=torch.int64, device=self.device),
         }
-        stepped = replace(cfg, dead_after_tokens=longest_silence(cfg, total_steps * batch_tokens))
+        stepped = replace(cfg, dead_after_tokens=cfg.dead_after(total_steps * batch_tokens))
         state = stepped, self.weights, self._moments, self._measured
         self._step = new_step(self.form, *state, total_steps=total_steps, space=space or Workspace())
         self._versions = self._written()
