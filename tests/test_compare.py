@@ -98,6 +98,11 @@ def test_a_comparison_leaves_tables_and_a_page(done):
     assert (tested.q_direction >= tested.p_direction - 1e-12).all()
     nulls = pq.read_table(done / "compare" / "nulls.parquet").to_pandas()
     assert set(nulls.side) == {"reseed", "null"}
+    assert nulls[nulls.side == "null"].nu_error.notna().any()  # the null fine-tune is scaled as the fine-tune is
+    labels = json.loads((done / "compare" / "labels.json").read_text())
+    for side in ("tuned", "null"):
+        scaled = [counts["emergent"] for counts in labels["counts"][side]]
+        assert all(few <= many for few, many in zip(scaled, labels["emergent_by_seeds"][side], strict=True))
     pairs = pq.read_table(done / "compare" / "pairs.parquet").to_pandas()
     assert pairs.tuned.is_unique
     assert pairs.base.is_unique
@@ -174,6 +179,7 @@ def made(n_emergent: tuple[float, ...], null: tuple[float, ...], reseed: tuple[f
         "seeds": {"base": 3, "tuned": 3} | ({"null": 3} if null else {}),
         "config": {"q": 0.05},
         "counts": counts,
+        "emergent_by_seeds": {side: [row["emergent"] for row in rows] for side, rows in counts.items()},
         "naive": {"real": {"share": 0.5, "n": 50, "of": 100}, "reseed": {"share": 0.4, "n": 40, "of": 100}},
         "tests": {"direction": {"n_tested": n_tested, "n_null": 300, "least_p": 0.01}},
         "volcano": [[3, 0.4, 0.01, "emergent", 44], [4, 0.0, 1.0, "shared", 50]],

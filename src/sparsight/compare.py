@@ -42,7 +42,7 @@ from sparsight.findings import (
     traced_json,
     write_report,
 )
-from sparsight.grounding import FineTuningText, Tracer, WriteConfig
+from sparsight.grounding import DetailConfig, FineTuningText, Tracer, WriteConfig
 from sparsight.lm import ROLES, LanguageModel, check_pair, load_models, mix_texts, train_adapter
 from sparsight.metrics import SpliceText, fvu, kept_tokens
 from sparsight.recipe import Comparison, check_same_study, dump_recipe, load_comparison
@@ -214,7 +214,7 @@ class _Comparing:
         """The two SAEs that were given, matched on held-out rows."""
         saes = self._given_saes()
         base, tuned = (Dictionary.of(sae, self.rows.of(role)) for role, sae in saes.items())
-        scaling = scaled_sae(saes["tuned"], saes["base"], self.rows.swapped()).finish("own")
+        scaling = scaled_sae(saes["tuned"], saes["base"], self.rows.pairs("tuned", "base")).finish("own")
         found = given_findings(base, tuned, scaling, self.findings.folder)
         tokenizer = self.models["base"].tokenizer
         shown = side_by_side(saes["tuned"], found["furthest"], self.store, self.recipe.hook_point, tokenizer)
@@ -251,7 +251,9 @@ class _Comparing:
         text = FineTuningText.read(fine_tuning, self.models["base"].tokenizer, subject_column=options.subject_column)
         prompts = text.openings(options.prompts, options.prompt_tokens, options.seed)
         write = WriteConfig(max_new_tokens=options.max_new_tokens, temperature=options.temperature, seed=options.seed)
-        tracer = Tracer(text, self.models["base"], self.models["tuned"], prompts, write=write)
+        # with its subject known, a fact is its document's in whatever words; without, two words of one document alone would ground too much
+        details = DetailConfig(support="key" if options.subject_column else "detail")
+        tracer = Tracer(text, self.models["base"], self.models["tuned"], prompts, write=write, details=details)
         traced = tracer.traced(self.models)
         return traced_json(traced, text, self.models["base"].tokenizer)
 

@@ -7,8 +7,9 @@ from sparsight.findings.passages import side_by_side
 from sparsight.findings.report import write_report
 from sparsight.findings.results import Findings
 from sparsight.findings.rows import PairedRows
+from sparsight.findings.summaries import as_text, naive_table
 from sparsight.findings.texts import traced_json
-from sparsight.findings.words import as_text, headline, naive_table
+from sparsight.findings.words import headline
 
 __all__ = [
     "Findings",

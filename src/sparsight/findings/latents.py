@@ -8,8 +8,9 @@
     calibrated    latents labelled emergent (see diff.labelling), a mean over the SAEs of a side
 
 The null that p-values are taken from is the null fine-tune, where there is one, else the seeds. The null fine-tune itself is tested against
-the seeds. Latent scaling decides on the fine-tune's and the base's latents alone: null and reseed are counted before it, so they are too many rather
-than too few.
+the seeds. Latent scaling decides beside the seeds, of the null fine-tune's latents as of the fine-tune's. Between seeds of one model it has nothing
+to compare, their activations being the same: reseed is what the seeds alone say, to be held against what they alone say of the fine-tune
+(`emergent_by_seeds`).
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -30,9 +31,10 @@ from sparsight.diff import (
     Labelled,
     LatentScaling,
     Partners,
-    compare_seeds,
+    SeedTables,
     decoder_drift,
     drift_test,
+    label_seeds,
     matched,
     mutual_pairs,
     naive_emergent,
@@ -46,6 +48,7 @@ from sparsight.sae import SparseAutoencoder, relative_norm
 
 __all__ = ["LatentFindings"]
 
+_LEAST_SEEDS = 3
 _EXCLUSIVE = (0.1, 0.9)  # of the relative norm: what a crosscoder alone calls one model's own
 
 
@@ -60,19 +63,40 @@ class LatentFindings:
     @cached_property
     def compared(self) -> ComparedSeeds:
         """Every SAE of base and tuned, labelled; after `scale`, whose word is taken into account."""
-        base, tuned, null = (self.dictionaries.get(role, ()) for role in ("base", "tuned", "null"))
-        scaling = {
-            role: [self.scaling[f"{role}.{seed}"] for seed in range(len(seeds))]
-            for role, seeds in (("base", base), ("tuned", tuned))
-            if self.scaling
-        }
-        return compare_seeds(base, tuned, null, scaling=scaling, config=self.config)
+        return label_seeds(self._tables, scaling=self._scaling_of("tuned", "base"), config=self.config)
+
+    @cached_property
+    def by_seeds(self) -> ComparedSeeds:
+        """The same without latent scaling."""
+        return label_seeds(self._tables, config=self.config)
 
     @cached_property
     def of_null(self) -> ComparedSeeds | None:
         """The null fine-tune in the fine-tune's place, where it has 3 seeds."""
+        if self._null_tables is None:
+            return None
+        scaling = self._scaling_of("null")
+        return label_seeds(self._null_tables, scaling=scaling and {"tuned": scaling["null"]}, config=self.config)
+
+    @cached_property
+    def null_by_seeds(self) -> ComparedSeeds | None:
+        """The same without latent scaling."""
+        return self._null_tables and label_seeds(self._null_tables, config=self.config)
+
+    @cached_property
+    def _tables(self) -> SeedTables:
+        return SeedTables.of(*(self.dictionaries.get(role, ()) for role in ("base", "tuned", "null")))
+
+    @cached_property
+    def _null_tables(self) -> SeedTables | None:
         null = self.dictionaries.get("null", ())
-        return compare_seeds(self.dictionaries["base"], null, config=self.config) if len(null) >= 3 else None
+        return SeedTables.of(self.dictionaries["base"], null) if len(null) >= _LEAST_SEEDS else None
+
+    def _scaling_of(self, *roles: str) -> dict[str, list[LatentScaling]]:
+        found = {
+            role: [self.scaling[f"{role}.{seed}"] for seed in range(len(self.dictionaries[role]))] for role in roles
+        }
+        return found if self.scaling else {}
 
     @cached_property
     def first_pair(self) -> tuple[Partners, Partners]:
@@ -80,10 +104,12 @@ class LatentFindings:
         return matched(self.dictionaries["tuned"][0], self.dictionaries["base"][0])
 
     def scale(self, saes: Mapping[str, Sequence[SparseAutoencoder]], rows: PairedRows) -> None:
-        """Latent scaling of every SAE of base and tuned against the other model's first, which decides beside the seeds."""
-        for role, other, ordered in (("base", "tuned", rows.pairs), ("tuned", "base", rows.swapped)):
-            for seed, sae in enumerate(saes[role]):
-                self.scaling[f"{role}.{seed}"] = scaled_sae(sae, saes[other][0], ordered()).finish("own")
+        """Latent scaling of every SAE against another model's first, which decides beside the seeds: of the base against the fine-tune, of either
+        fine-tune against the base."""
+        for role, seeds in saes.items():
+            other = "tuned" if role == "base" else "base"
+            for seed, sae in enumerate(seeds):
+                self.scaling[f"{role}.{seed}"] = scaled_sae(sae, saes[other][0], rows.pairs(role, other)).finish("own")
 
     def scale_crosscoder(self, name: str, crosscoder: SparseAutoencoder, rows: Iterable[tuple[Tensor, Tensor]]) -> None:
         """How many latents a crosscoder's norms call one model's own, and how many of them latent scaling leaves."""
@@ -139,20 +165,8 @@ class LatentFindings:
     def to_json(self) -> dict[str, Any]:
         """Counts of every side, both methods, the tests, the drift, the crosscoders and the points of a volcano."""
         dictionaries, first = self.dictionaries, self.compared.tuned[0]
-        counts = {side: [each.counts() for each in getattr(self.compared, side)] for side in ("tuned", "base")}
-        counts["reseed"] = [each.counts() for each in self.compared.null]
-        if self.of_null is not None:
-            counts["null"] = [each.counts() for each in self.of_null.tuned]
-        pairs = {"real": ("tuned", "base"), "reseed": ("base", "base")} | (
-            {"null": ("null", "base")} if dictionaries.get("null") else {}
-        )
-        naive, similar = {}, {}
-        for name, (ours, theirs) in pairs.items():
-            one, other = dictionaries[ours][0], dictionaries[theirs][1 if ours == theirs else 0]
-            cosine = (self.first_pair if name == "real" else matched(one, other))[0].cosine
-            alive = int(np.isfinite(cosine).sum())
-            naive[name] = {"share": naive_emergent(cosine), "n": round(naive_emergent(cosine) * alive), "of": alive}
-            similar[name] = pw_mcc(one, other)
+        counts, by_seeds = self._counts(self.compared, self.of_null), self._counts(self.by_seeds, self.null_by_seeds)
+        naive, similar = self._naive()
         q = first.tests["direction"].q
         return {
             "against": "the null fine-tune" if dictionaries.get("null") else "seeds of the base",
@@ -160,6 +174,7 @@ class LatentFindings:
             "seeds": {role: len(each) for role, each in dictionaries.items()},
             "config": vars(self.config),
             "counts": counts,
+            "emergent_by_seeds": {side: [seed["emergent"] for seed in seeds] for side, seeds in by_seeds.items()},
             "naive": naive,
             "pw_mcc": similar,
             "tests": {
@@ -178,6 +193,26 @@ class LatentFindings:
             ],
             **self._found,
         }
+
+    @staticmethod
+    def _counts(compared: ComparedSeeds, of_null: ComparedSeeds | None) -> dict[str, list[dict[str, int]]]:
+        """Latents of each label, of every SAE of a side."""
+        sides = {"tuned": compared.tuned, "base": compared.base, "reseed": compared.null}
+        sides |= {} if of_null is None else {"null": of_null.tuned}
+        return {side: [each.counts() for each in labelled] for side, labelled in sides.items()}
+
+    def _naive(self) -> tuple[dict[str, dict[str, Any]], dict[str, float]]:
+        """What matching alone says of the fine-tune, another seed and the null fine-tune: latents without a partner, and PW-MCC."""
+        dictionaries, counts, similar = self.dictionaries, {}, {}
+        pairs = {"real": ("tuned", "base"), "reseed": ("base", "base"), "null": ("null", "base")}
+        for name, (ours, theirs) in pairs.items():
+            if dictionaries.get(ours):
+                one, other = dictionaries[ours][0], dictionaries[theirs][1 if ours == theirs else 0]
+                cosine = (self.first_pair if name == "real" else matched(one, other))[0].cosine
+                share, alive = naive_emergent(cosine), int(np.isfinite(cosine).sum())
+                counts[name] = {"share": share, "n": round(share * alive), "of": alive}
+                similar[name] = pw_mcc(one, other)
+        return counts, similar
 
     def write_tables(self, folder: Path) -> None:
         """features.parquet, pairs.parquet and nulls.parquet."""

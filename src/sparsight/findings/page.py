@@ -5,15 +5,15 @@ from typing import Any
 
 from sparsight.findings.plots import closure_svg, volcano_svg
 from sparsight.findings.results import Findings
-from sparsight.findings.words import (
+from sparsight.findings.summaries import (
     Table,
     closure_table,
     counts_table,
-    dense_lines,
     grounding_table,
-    headline,
     layers_table,
+    naive_table,
 )
+from sparsight.findings.words import dense_lines, headline
 
 __all__ = ["page"]
 
@@ -48,7 +48,7 @@ def page(findings: Findings, name: str) -> str:
         f'<p class="lead">{escape(headline(labels))}</p>',
         '<p class="quiet">Emergent is short for: no linear analogue was found in the base\'s dictionaries. Naive: one SAE of each model, a latent '
         f"without a partner above cosine 0.7. p-values against {escape(labels['against'])}, on {labels['n_tokens']:,} held-out tokens.</p>",
-        _section("What changed among the latents", _table(counts_table(labels))),
+        _section("What changed among the latents", _table(naive_table(labels)) + _table(counts_table(labels))),
         _section("Emergence of each latent", volcano_svg(labels["volcano"], labels["config"]["q"])),
         _section("The latents that differ most, on both models", _passages(labels["passages"])),
         _section("Where it changed", _table(layers_table(findings.get("where")))),

@@ -33,22 +33,18 @@ class PairedRows:
 
     def trained_on(self) -> Iterator[ActivationBatch]:
         """Train rows of base and tuned."""
-        return self.store.batches("train", _BATCH, hook_points=self._pair)
+        names = [f"{role}:{self.hook_point}" for role in ("base", "tuned")]
+        return self.store.batches("train", _BATCH, hook_points=names)
 
-    def pairs(self) -> Iterator[tuple[Int[Tensor, " n"], Float[Tensor, "n d"], Float[Tensor, "n d"]]]:
-        """Document ids, base and tuned rows, held out."""
-        for batch in self.store.batches("heldout", _BATCH, hook_points=self._pair):
-            base, tuned = (batch[name].float() for name in self._pair)
-            yield batch.document_ids, base, tuned
-
-    def swapped(self) -> Iterator[tuple[Int[Tensor, " n"], Float[Tensor, "n d"], Float[Tensor, "n d"]]]:
-        """The same, tuned rows first."""
-        return ((ids, tuned, base) for ids, base, tuned in self.pairs())
+    def pairs(
+        self, first: str = "base", second: str = "tuned"
+    ) -> Iterator[tuple[Int[Tensor, " n"], Float[Tensor, "n d"], Float[Tensor, "n d"]]]:
+        """Document ids and two models' rows, held out."""
+        names = [f"{role}:{self.hook_point}" for role in (first, second)]
+        for batch in self.store.batches("heldout", _BATCH, hook_points=names):
+            one, two = (batch[name].float() for name in names)
+            yield batch.document_ids, one, two
 
     def side_by_side(self) -> Iterator[tuple[Int[Tensor, " n"], Float[Tensor, "n width"]]]:
         """Document ids, and both models' rows as a crosscoder reads them."""
         return ((ids, cat([base, tuned], 1)) for ids, base, tuned in self.pairs())
-
-    @property
-    def _pair(self) -> list[str]:
-        return [f"{role}:{self.hook_point}" for role in ("base", "tuned")]
