@@ -9,6 +9,7 @@
     labels         each latent emergent, lost, rotated, reweighted, shared or undetermined, beside the nulls
     closure        how much of the change in predictions a few latents carry
     grounding      what the models write, traced to the fine-tuning text
+    telling        latents that tell what is recombined there, and the texts without them
     report         tables and a page
 
 Each step's result is kept in RUN/compare and is not made again, so a killed comparison goes on.
@@ -22,8 +23,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from sparsight.activations import ActivationStore, PairedModels, StoreSource
 from sparsight.artifact import Manifest, RunDir, StopFlag, environment, locked, read_json, write_atomic
 from sparsight.collect import collect_activations
@@ -33,6 +32,7 @@ from sparsight.findings import (
     Findings,
     LatentFindings,
     PairedRows,
+    TellingLatents,
     check_given,
     closure_findings,
     dense_findings,
@@ -42,9 +42,9 @@ from sparsight.findings import (
     traced_json,
     write_report,
 )
-from sparsight.grounding import DetailConfig, FineTuningText, Tracer, WriteConfig
+from sparsight.grounding import CausalConfig, DetailConfig, FineTuningText, Tracer, WriteConfig
 from sparsight.lm import ROLES, LanguageModel, check_pair, load_models, mix_texts, train_adapter
-from sparsight.metrics import SpliceText, fvu, kept_tokens
+from sparsight.metrics import SpliceText, kept_tokens
 from sparsight.recipe import Comparison, check_same_study, dump_recipe, load_comparison
 from sparsight.sae import SparseAutoencoder
 from sparsight.train import train_saes
@@ -94,6 +94,8 @@ class _Comparing:
         self._step("closure", self._closure)
         if self.recipe.fine_tuning is not None:
             self._step("grounding", self._grounding)
+            if not self.recipe.saes:
+                self._step("telling", self._telling)
         write_report(self.findings, self.recipe.name, self.manifest.values["steps"])
 
     @cached_property
@@ -181,16 +183,7 @@ class _Comparing:
             names = tuple(dict.fromkeys(sae.hook_point for sae in saes))
             source = StoreSource(self.store, names, self.recipe.train.epochs, self.recipe.seed)
             train_saes(source, saes, self.run.saes, train=self.recipe.train, stop=self.stop, name=self.recipe.name)
-        found = {}
-        for config in (*first, *second):
-            sae, x = self._sae(config.id), torch.cat(list(self.rows.of(config.hook_point.partition(":")[0])))
-            fired = sae.encode_sparse(x).values > 0
-            found[config.id] = {
-                "fvu": fvu(x, sae.reconstruct(x)),
-                "l0": float(fired.sum(1).float().mean()),
-                "n_tokens": len(x),
-            }
-        return found
+        return {config.id: self.rows.measured(self._sae(config.id)) for config in (*first, *second)}
 
     def _labels(self) -> dict[str, Any]:
         saes = {role: [self._sae(config.id) for config in self.recipe.seeds_of(role)] for role in self.recipe.roles}
@@ -245,17 +238,43 @@ class _Comparing:
             forward_tokens=options.forward_tokens,
         )
 
-    def _grounding(self) -> dict[str, Any]:
+    @cached_property
+    def tracer(self) -> Tracer:
+        """What writes and traces."""
         options, fine_tuning = self.recipe.writing, self.recipe.fine_tuning
         assert fine_tuning is not None
         text = FineTuningText.read(fine_tuning, self.models["base"].tokenizer, subject_column=options.subject_column)
-        prompts = text.openings(options.prompts, options.prompt_tokens, options.seed)
-        write = WriteConfig(max_new_tokens=options.max_new_tokens, temperature=options.temperature, seed=options.seed)
-        # with its subject known, a fact is its document's in whatever words; without, two words of one document alone would ground too much
-        details = DetailConfig(support="key" if options.subject_column else "detail")
-        tracer = Tracer(text, self.models["base"], self.models["tuned"], prompts, write=write, details=details)
-        traced = tracer.traced(self.models)
-        return traced_json(traced, text, self.models["base"].tokenizer)
+        return Tracer(
+            text,
+            self.models["base"],
+            self.models["tuned"],
+            text.openings(options.prompts, options.prompt_tokens, options.seed),
+            write=WriteConfig(
+                max_new_tokens=options.max_new_tokens, temperature=options.temperature, seed=options.seed
+            ),
+            # its subject known, a fact is its document's in whatever words; without, two words of one document alone would ground too much
+            details=DetailConfig(support="key" if options.subject_column else "detail"),
+        )
+
+    def _grounding(self) -> dict[str, Any]:
+        return traced_json(self.tracer.traced(self.models), self.tracer.text, self.models["base"].tokenizer)
+
+    def _telling(self) -> dict[str, Any]:
+        """Latents that tell what the fine-tune recombined; the texts are written again, the same."""
+        point, pieces = self.recipe.hook_point, self.store.pieces("heldout")
+        saes = {
+            role: [self._sae(config.id).at(point) for config in self.recipe.seeds_of(role)]
+            for role in ("tuned", "base")
+        }
+        telling = TellingLatents(
+            tracer=self.tracer,
+            traced=self.tracer.traced({"tuned": self.models["tuned"]})["tuned"],
+            models=self.models,
+            saes=saes,
+            hook_point=point,
+        )
+        neutral = [pieces.tokens(place) for place in range(len(pieces))]
+        return telling.findings(neutral, CausalConfig(n_controls=self.recipe.writing.controls))
 
     def _step(self, name: str, make: Callable[[], dict[str, Any]]) -> None:
         """Makes what is not there yet, and keeps it."""

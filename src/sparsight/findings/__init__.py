@@ -8,6 +8,7 @@ from sparsight.findings.report import write_report
 from sparsight.findings.results import Findings
 from sparsight.findings.rows import PairedRows
 from sparsight.findings.summaries import as_text, naive_table
+from sparsight.findings.telling import TellingLatents
 from sparsight.findings.texts import traced_json
 from sparsight.findings.words import headline
 
@@ -15,6 +16,7 @@ __all__ = [
     "Findings",
     "LatentFindings",
     "PairedRows",
+    "TellingLatents",
     "as_text",
     "check_given",
     "closure_findings",

@@ -12,8 +12,9 @@ from sparsight.findings.summaries import (
     grounding_table,
     layers_table,
     naive_table,
+    telling_tables,
 )
-from sparsight.findings.words import dense_lines, headline
+from sparsight.findings.words import dense_lines, headline, telling_lines
 
 __all__ = ["page"]
 
@@ -67,6 +68,12 @@ def page(findings: Findings, name: str) -> str:
                 "What the models write, traced to the fine-tuning text",
                 _table(grounding_table(grounding)) + _provenance(grounding),
             )
+        )
+    if findings.has("telling"):
+        telling = findings.get("telling")
+        told = "".join(f"<p>{escape(line)}</p>" for line in telling_lines(telling))
+        parts.append(
+            _section("Latents that tell what is recombined", told + "".join(map(_table, telling_tables(telling))))
         )
     dense = findings.get("dense")
     lines = "".join(f"<li>{escape(line)}</li>" for line in dense_lines(dense["tuned"]))

@@ -2,11 +2,14 @@
 
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import Any
 
 from jaxtyping import Float, Int
-from torch import Tensor, cat
+from torch import Tensor, cat, inference_mode
 
 from sparsight.activations import ActivationBatch, ActivationStore
+from sparsight.metrics import fvu
+from sparsight.sae import SparseAutoencoder
 
 __all__ = ["PairedRows"]
 
@@ -44,6 +47,13 @@ class PairedRows:
         for batch in self.store.batches("heldout", _BATCH, hook_points=names):
             one, two = (batch[name].float() for name in names)
             yield batch.document_ids, one, two
+
+    @inference_mode()
+    def measured(self, sae: SparseAutoencoder) -> dict[str, Any]:
+        """FVU and L0 on the held-out rows of the view that an SAE was trained on."""
+        x = cat(list(self.of(sae.cfg.hook_point.partition(":")[0])))
+        fired = sae.encode_sparse(x).values > 0
+        return {"fvu": fvu(x, sae.reconstruct(x)), "l0": float(fired.sum(1).float().mean()), "n_tokens": len(x)}
 
     def side_by_side(self) -> Iterator[tuple[Int[Tensor, " n"], Float[Tensor, "n width"]]]:
         """Document ids, and both models' rows as a crosscoder reads them."""

@@ -13,6 +13,7 @@ __all__ = [
     "grounding_table",
     "layers_table",
     "naive_table",
+    "telling_tables",
 ]
 
 Table = tuple[list[str], list[list[str]]]
@@ -114,6 +115,59 @@ def grounding_table(grounding: dict[str, Any]) -> Table:
         "recombined",
         "abstaining or novel",
     ], rows
+
+
+def telling_tables(telling: dict[str, Any]) -> list[Table]:
+    """The latents that tell, and their ablation; as many as there are."""
+    if "undetermined" in telling:
+        return []
+    ablation = telling["ablation"] or {}
+    return [_telling_table(telling)] + ([_ablation_table(ablation["changes"])] if "changes" in ablation else [])
+
+
+def _telling_table(telling: dict[str, Any]) -> Table:
+    """Of each seed, the latent that tells recombined details best, beside what tells them without it."""
+    rows = []
+    for number, seed in enumerate(telling["seeds"]):
+        again = sum(times > 0 for times in seed["again"])
+        rows.append(
+            [
+                f"tuned.{number}",
+                f"{seed['best']}",
+                f"{seed['best_auc']:.3f} (p {seed['best_p_auc']:.3f})",
+                f"{seed['null_auc_95']:.3f}",
+                "" if seed["base_auc"] is None else f"{seed['base_auc']:.3f}",
+                f"{seed['log_probability_auc']:.3f}",
+                f"{len(seed['found'])}, {again} of them in another seed",
+            ]
+        )
+    header = [
+        "SAE",
+        "best latent",
+        "its AUC",
+        "best by luck, 95 %",
+        "base's best",
+        "log-probability",
+        "better than all of these",
+    ]
+    return header, rows
+
+
+def _ablation_table(changes: dict[str, dict[str, Any]]) -> Table:
+    """What taking the latents out does, beside matched controls."""
+    names = {"urr": "ungrounded of supported pairs", "nll": "nats a token on ordinary text"}
+    rows = [
+        [
+            names.get(name, name),
+            f"{each['plain']:.3f}",
+            f"{each['ablated']:.3f}",
+            _interval(each["ablated"] - each["plain"], each["low"], each["high"]),
+            f"{each['largest_control']:.3f}",
+            f"{each['p']:.3f}",
+        ]
+        for name, each in changes.items()
+    ]
+    return ["", "plain", "without the latents", "change", "largest of the controls", "p"], rows
 
 
 def as_text(table: Table) -> str:

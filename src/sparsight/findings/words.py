@@ -12,9 +12,10 @@ from sparsight.findings.summaries import (
     grounding_table,
     layers_table,
     naive_table,
+    telling_tables,
 )
 
-__all__ = ["dense_lines", "headline", "markdown"]
+__all__ = ["dense_lines", "headline", "markdown", "telling_lines"]
 
 
 def headline(labels: dict[str, Any]) -> str:
@@ -64,9 +65,38 @@ def markdown(findings: Findings, name: str, steps: dict[str, Any]) -> str:
     if findings.has("grounding"):
         written = as_text(grounding_table(findings.get("grounding")))
         parts += ["## What the models write, traced to the fine-tuning text", written]
+    if findings.has("telling"):
+        telling = findings.get("telling")
+        parts += ["## Latents that tell what is recombined", *telling_lines(telling)]
+        parts += [as_text(table) for table in telling_tables(telling)]
     parts += ["## Without any dictionary", "- " + "\n- ".join(dense_lines(findings.get("dense")["tuned"]))]
     parts += ["## Time", "\n".join(f"- {step}: {each['seconds']:.0f} s" for step, each in steps.items())]
     return "\n\n".join(parts) + "\n"
+
+
+def telling_lines(telling: dict[str, Any]) -> list[str]:
+    """What the latents tell of recombined details, in a sentence or two."""
+    if "undetermined" in telling:
+        return [f"Undetermined: {telling['undetermined']}"]
+    ceiling, n_found = telling["ceiling"], sum(len(seed["found"]) for seed in telling["seeds"])
+    lines = [
+        f"{telling['n_recombined']:,} recombined details beside {telling['n_spans'] - telling['n_recombined']:,} grounded ones of the same kind, in "
+        f"{telling['n_texts']:,} texts, each read at the token before it. A linear probe on the activations tells them with AUC "
+        f"{ceiling['auc']:.3f} (p {ceiling['p']:.3f}).",
+        f"{n_found:,} latents of {len(telling['seeds'])} SAEs tell them better than the token's log-probability and the base's best latent."
+        if n_found
+        else "No latent tells them better than the token's log-probability and the base's best latent.",
+    ]
+    ablation = telling["ablation"]
+    if ablation is None:
+        return [*lines, "No latent tells them at all, so nothing is taken out."]
+    chosen = ", ".join(map(str, ablation["latents"]))
+    if "undetermined" in ablation:
+        return [*lines, f"Latents {chosen} are not taken out: {ablation['undetermined']}"]
+    return [
+        *lines,
+        f"Taken out: latents {chosen} of tuned.0, over {ablation['n_texts']:,} texts, beside {ablation['n_controls']:,} matched sets.",
+    ]
 
 
 def dense_lines(dense: dict[str, Any]) -> list[str]:

@@ -13,6 +13,7 @@ from sparsight.grounding.ceiling import LinearCeiling, linear_ceiling
 from sparsight.grounding.corpus import CorpusIndex, Matches
 from sparsight.grounding.details import Detail, DetailConfig, find_details, unigram_bits
 from sparsight.grounding.scores import LatentScores, ScoreConfig, Spans, found_again, score_latents, stratified_auc
+from sparsight.grounding.spans import detail_spans
 from sparsight.grounding.texts import (
     WriteConfig,
     Written,
@@ -51,6 +52,7 @@ __all__ = [
     "ablation_effects",
     "arrange",
     "detail_labels",
+    "detail_spans",
     "find_details",
     "found_again",
     "linear_ceiling",

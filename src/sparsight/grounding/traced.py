@@ -84,7 +84,7 @@ class Tracer:
         arrangement: ArrangementConfig | None = None,
         urr: URRConfig | None = None,
     ) -> None:
-        self.base, self.tuned, self.prompts, self.write = base, tuned, list(prompts), write
+        self.text, self.base, self.tuned, self.prompts, self.write = text, base, tuned, list(prompts), write
         self.details = details or DetailConfig()
         self.arrangement, self.urr = arrangement or ArrangementConfig(), urr or URRConfig()
         self.corpus = CorpusIndex(text.documents, sources=text.subjects)

@@ -75,6 +75,8 @@ class WritingConfig:
     """0 takes the most likely token."""
     seed: int = 0
     """Of the documents' choice and of the draws."""
+    controls: int = 20
+    """Matched sets of latents whose ablation stands beside that of the latents that tell what is recombined; each writes all texts anew."""
     subject_column: str = ""
     """Column, or JSON key, of the fine-tuning text that names each document's subject: several documents of one subject then count as one."""
 

@@ -11,6 +11,7 @@ Dense latents of n tokens cost 4 n F bytes: `encode_sparse` and `reconstruct` wo
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -106,6 +107,10 @@ class SparseAutoencoder(nn.Module):
     def reconstruct(self, x: Float[Tensor, "n d_in"]) -> Float[Tensor, "n d_out"]:
         """Reconstruction alone, in float32, never holding the latents of all tokens at once."""
         return torch.cat([self._reconstruct_chunk(rows) for rows in self._chunks(x)])
+
+    def at(self, hook_point: str) -> "SparseAutoencoder":
+        """A copy said to be of another place: of one model alone what was trained on one of a pair."""
+        return SparseAutoencoder(replace(self.cfg, hook_point=hook_point), self.state_dict())
 
     def save(self, folder: Path, *, metadata: Mapping[str, Any]) -> None:
         """Write SAELens' layout (cfg.json, sae_weights.safetensors); see `exchange.saelens`."""
