@@ -211,6 +211,9 @@ def test_a_named_set_stands_beside_random_ones_of_its_size(
     assert rows["emergent", 4].closure == rows["top", 4].closure
     assert rows["random:emergent", 4].n_draws == 3
     assert rows["none", 0].closure == rows["random:none", 0].closure == rows["nothing", None].closure
+    assert rows["without none", 0].closure == rows["ceiling", None].closure
+    less = [rows[f"without {name}", 4].closure.value for name in ("emergent", "random:emergent")]
+    assert less[0] < less[1] < rows["ceiling", None].closure.value
     with pytest.raises(MetricError, match="The set many has 40 latents of 64 live ones"):
         curve(models, store, splice, code, named={"many": range(40)})
 

@@ -226,6 +226,9 @@ class _Comparing:
             codes = {"difference": DifferenceCode(self._sae("difference"), "difference")}
         if self.recipe.dictionaries.crosscoders and not self.recipe.saes:
             codes["crosscoder"] = DifferenceCode(self._sae("crosscoder"), "crosscoder")
+        changed = self.findings.get("labels").get("changed", [])
+        if changed:
+            codes["tuned.0"] = DifferenceCode(self._sae("tuned.0"), "tuned")
         return closure_findings(
             self.models,
             codes,
@@ -236,6 +239,7 @@ class _Comparing:
             self.recipe.hook_point,
             sizes=options.sizes,
             forward_tokens=options.forward_tokens,
+            named={"tuned.0": {"called changed": changed}},
         )
 
     @cached_property

@@ -44,6 +44,7 @@ __all__ = [
 Patches = Callable[[Float[Tensor, "n d"], Float[Tensor, "n d"]], Iterator[tuple[str, Float[Tensor, "n d"]]]]
 """(h_base, h_tuned) -> name and activation put in their place, one after another; always the same names."""
 
+_WITHOUT = "without-"
 _KINDS = ("difference", "crosscoder", "tuned")
 
 
@@ -110,7 +111,8 @@ class ClosureRow:
     """One set's closure."""
 
     name: str
-    """nothing, bias, latents, all, error, ceiling; top, random, bottom; a named set and random:NAME; or what a dense bar is called."""
+    """nothing, bias, latents, all, error, ceiling; top, random, bottom; a named set, random:NAME and without either; or what a dense bar is
+    called."""
     n_latents: int | None
     """Size of the set; None where the row is no set."""
     closure: Estimate
@@ -196,8 +198,9 @@ def closure_curve(
 
     Random sets are drawn from the live latents outside the set they stand beside. Sizes beyond half of the live latents, where sets of
     that size could not be apart, are left out. `named` sets, such as the emergent latents, are measured too, each with random sets of
-    its size under random:NAME. `dense` adds rows of its own, such as those of `DenseDifference.patches`. Every value is None where
-    the two models predict the same. Raises MetricError for a named set with more than half of the live latents.
+    its size under random:NAME; and taken out of the fine-tune under "without NAME", where 1 says that nothing is missed. `dense` adds rows
+    of its own, such as those of `DenseDifference.patches`. Every value is None where the two models predict the same. Raises MetricError
+    for a named set with more than half of the live latents.
     """
     plan = _plan_sets(ranking.order, sizes, named or {}, n_random, seed)
     sets = {column: members for columns in plan.values() for column, members in columns.items()}
@@ -235,8 +238,10 @@ def _plan_sets(
                 f"The set {name} has {len(members)} latents of {len(live)} live ones: too few are left to draw a random set of "
                 "its size from. Train a wider dictionary, or name fewer latents."
             )
-        plan[name, len(members)] = {f"set-{name}": members}
-        plan[f"random:{name}", len(members)] = beside(members, f"random-{name}")
+        sets = {name: {f"set-{name}": members}, f"random:{name}": beside(members, f"random-{name}")}
+        for row, columns in sets.items():
+            plan[row, len(members)] = columns
+            plan[f"without {row}", len(members)] = {f"{_WITHOUT}{column}": each for column, each in columns.items()}
     return plan
 
 
@@ -273,7 +278,8 @@ def _latent_patches(code: DifferenceCode, sets: Mapping[str, np.ndarray], dense:
         yield "ceiling", h_tuned
         for name, members in sets.items():
             index = torch.from_numpy(members).to(z.device)
-            yield name, h_base + (z[:, index] @ directions[index]).to(device)
+            written = (z[:, index] @ directions[index]).to(device)
+            yield name, h_tuned - written if name.startswith(_WITHOUT) else h_base + written
         if dense is not None:
             yield from dense(h_base, h_tuned)
 

@@ -20,10 +20,11 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from jaxtyping import Int
+from jaxtyping import Bool, Int
 from torch import Tensor
 
 from sparsight.diff import (
+    CHANGES,
     LABELS,
     ComparedSeeds,
     Dictionary,
@@ -151,16 +152,19 @@ class LatentFindings:
             found["n_tested"] = test.test.n_tested
         self._found["drift"] = found
 
-    def to_show(self, n: int) -> list[int]:
-        """Latents of tuned.0 to look at: those called changed, most different first; without any, the most different of those tested."""
+    @property
+    def changed(self) -> list[int]:
+        """Latents of tuned.0 called emergent, rotated or reweighted, most different first."""
         labelled = self.compared.tuned[0]
-        changed = sum(
-            (labelled.is_label(label) for label in ("emergent", "rotated", "reweighted")),
-            np.zeros(len(labelled.label), bool),
-        )
-        tested = np.isfinite(labelled.tests["direction"].p)
-        pool = np.flatnonzero(changed if changed.any() else tested)
-        return pool[np.argsort(-labelled.gaps.direction[pool], kind="stable")][:n].tolist()
+        return self._most_different(np.isin(labelled.label, [LABELS.index(label) for label in CHANGES]))
+
+    def to_show(self, n: int) -> list[int]:
+        """Latents of tuned.0 to look at: those called changed; without any, the most different of those tested."""
+        return (self.changed or self._most_different(np.isfinite(self.compared.tuned[0].tests["direction"].p)))[:n]
+
+    def _most_different(self, chosen: Bool[np.ndarray, " F"]) -> list[int]:
+        pool = np.flatnonzero(chosen)
+        return pool[np.argsort(-self.compared.tuned[0].gaps.direction[pool], kind="stable")].tolist()
 
     def to_json(self) -> dict[str, Any]:
         """Counts of every side, both methods, the tests, the drift, the crosscoders and the points of a volcano."""
@@ -173,6 +177,7 @@ class LatentFindings:
             "n_tokens": dictionaries["base"][0].n_tokens,
             "seeds": {role: len(each) for role, each in dictionaries.items()},
             "config": vars(self.config),
+            "changed": self.changed,
             "counts": counts,
             "emergent_by_seeds": {side: [seed["emergent"] for seed in seeds] for side, seeds in by_seeds.items()},
             "naive": naive,

@@ -78,22 +78,26 @@ def closure_findings(
     *,
     sizes: Sequence[int],
     forward_tokens: int,
+    named: Mapping[str, Mapping[str, Sequence[int]]],
 ) -> dict[str, Any]:
     """The closure curve of each code, its latents ranked by attribution on `seen`, of the train split; beside it the first 50
-    latents by energy, and for the first code the mean and principal components. `batches`: base and tuned train rows, anew each time."""
+    latents by energy, and for the first code the mean and principal components. `batches`: base and tuned train rows, anew each time.
+    `named`: sets of latents of some codes, which are measured on them alone, put in and taken out; at most half of the live latents of each."""
     found = {}
     for name, code in codes.items():
         energy = rank_latents(code, batches(), hook_point)
         pair = models["base"], models["tuned"]
         ranking = attribute_latents(*pair, seen, code, hook_point=hook_point, forward_tokens=forward_tokens // 2)
+        half = len(ranking.order) // 2
+        sets = {own: list(members)[:half] for own, members in named.get(name, {}).items()}
         rows = closure_curve(
             *pair,
             text,
             code,
             ranking,
             hook_point=hook_point,
-            sizes=sizes,
-            named={"by energy": energy.order[: min(_BY_ENERGY, len(ranking.order) // 2)].tolist()},
+            sizes=() if sets else sizes,
+            named=sets or {"by energy": energy.order[: min(_BY_ENERGY, half)].tolist()},
             forward_tokens=forward_tokens,
             dense=None if found else dense.patches(_BESIDE),
         )

@@ -56,7 +56,7 @@ def page(findings: Findings, name: str) -> str:
         *(
             _section(
                 f"Closure by the {code} dictionary",
-                closure_svg(found["rows"]) + _details("Every row", _table(closure_table(found["rows"]))),
+                _closure(found["rows"]),
             )
             for code, found in closure.items()
         ),
@@ -97,6 +97,11 @@ def _table(table: Table) -> str:
     head = "".join(f"<th>{escape(cell)}</th>" for cell in header)
     body = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
     return f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+
+
+def _closure(rows: list[dict[str, Any]]) -> str:
+    curve, table = closure_svg(rows), _table(closure_table(rows))
+    return curve + _details("Every row", table) if curve else table
 
 
 def _passages(shown: list[dict[str, Any]]) -> str:

@@ -48,10 +48,10 @@ def volcano_svg(points: Sequence[tuple[int, float, float, str, int]], least_q: f
 
 
 def closure_svg(rows: Sequence[dict[str, Any]]) -> str:
-    """Closure of the top, random and bottom sets by size, between the closure of nothing and the ceiling."""
-    sized = [row for row in rows if row["n_latents"] is not None and row["closure"]["value"] is not None]
+    """Closure of the top, random and bottom sets by size, between the closure of nothing and the ceiling; "" where there are no such sets."""
+    sized = [row for row in rows if row["name"] in _CURVES and row["closure"]["value"] is not None]
     if not sized:
-        return "<p>Too few latents are active for a curve.</p>"
+        return ""
     sizes = sorted({row["n_latents"] for row in sized})
     flat = {
         row["name"]: row["closure"]["value"] for row in rows if row["name"] in ("nothing", "ceiling", "all", "error")
