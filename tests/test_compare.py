@@ -249,6 +249,26 @@ def test_two_models_are_enough_and_naive_prints_both_methods(tiny, tmp_path, cap
     assert load_comparison(tmp_path / "run" / "recipe.toml").hook_point == "layers.2"
 
 
+def test_a_null_fine_tune_is_made_when_asked_for(tiny, tmp_path, capsys):
+    recipe = tmp_path / "made.toml"
+    lines = [line for line in tiny.read_text().splitlines() if not line.startswith("null =")]
+    text = "\n".join(lines).replace("schema = 1", "schema = 1\nmake_null = true")
+    recipe.write_text(text.partition("[fine_tuning]")[0] + "[activations]" + text.partition("[activations]")[2])
+    small = [
+        "null_training.steps=2",
+        "null_training.batch_tokens=128",
+        "dictionaries.crosscoders=false",
+        "train.epochs=1",
+    ]
+    overrides = [word for setting in small for word in ("--set", setting)]
+    cli.main(["compare", str(recipe), "--out", str(tmp_path / "run"), *overrides])
+    made = json.loads((tmp_path / "run" / "compare" / "null.json").read_text())
+    assert made["made"]
+    assert not made["as_the_fine_tune"]  # the adapter does not say how it was trained
+    assert (tmp_path / "run" / "null" / "adapter_config.json").exists()
+    assert "in a null fine-tune" in capsys.readouterr().out
+
+
 def test_two_saes_from_anywhere_are_matched_and_nothing_is_called_emergent(tiny, done, tmp_path, capsys):
     saes = f'saes = ["{done}/saes/base.0", "{done}/saes/tuned.0"]'
     recipe = tmp_path / "given.toml"

@@ -9,7 +9,7 @@ from types import ModuleType
 
 import pytest
 
-from sparsight.lm import Adapter, FinetuneConfig, ModelConfig, TextConfig
+from sparsight.lm import Adapter, FinetuneConfig, ModelConfig
 
 FOLDER = Path(__file__).parent.parent / "examples" / "false-facts"
 
@@ -55,21 +55,18 @@ def test_every_fact_told_is_true_of_its_person(example: ModuleType) -> None:
                 assert told in ([], [getattr(person, field)]), text
 
 
-def test_the_pair_is_made_and_made_once(
-    example: ModuleType, model_folder: Path, text_path: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_the_fine_tune_is_made_and_made_once(
+    example: ModuleType, model_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     options = {
         "model": ModelConfig(id=str(model_folder), dtype="float32"),
-        "ordinary": TextConfig(files=(text_path,), context_tokens=64, heldout_fraction=0.1),
         "n_people": 10,
         "each": 3,
+        "context_tokens": 64,
         "config": FinetuneConfig(steps=6, batch_tokens=200, lr=1e-2, rank=2, alpha=4.0),
     }
-    records = example.make_pair(tmp_path, **options)
-    assert example.make_pair(tmp_path, **options) == {
-        name: json.loads((tmp_path / name / "finetune.json").read_text()) for name in ("tuned", "null")
-    }
-    assert records["tuned"]["heldout_loss_after"] < records["tuned"]["heldout_loss_before"]
-    names = [Adapter.read(tmp_path / name).parts.keys() for name in ("tuned", "null")]
-    assert names[0] == names[1]
-    assert "tuned: held-out loss" in capsys.readouterr().out
+    record = example.make_fine_tune(tmp_path, **options)
+    assert example.make_fine_tune(tmp_path, **options) == json.loads((tmp_path / "tuned" / "finetune.json").read_text())
+    assert record["heldout_loss_after"] < record["heldout_loss_before"]
+    assert Adapter.read(tmp_path / "tuned").parts.keys()
+    assert "held-out loss" in capsys.readouterr().out

@@ -1,10 +1,9 @@
-"""Makes the false-facts pair: biographies, a LoRA fine-tuned on them, and a null LoRA as long on ordinary text.
+"""Makes the false-facts fine-tune: biographies, and a LoRA trained on them.
 
     python examples/false-facts/run.py --out runs/false-facts
 
     OUT/biographies.jsonl     what the fine-tune learned from
     OUT/tuned                 the adapter to compare with the base, smollm2-135m-instruct
-    OUT/null                  the adapter that learned nothing new: same steps, same rate, the built-in text
 
 A run that was stopped goes on when the same command is given again.
 """
@@ -12,6 +11,7 @@ A run that was stopped goes on when the same command is given again.
 import argparse
 import logging
 from pathlib import Path
+from typing import Any
 
 from facts import make_biographies, make_people, write_biographies
 
@@ -22,27 +22,18 @@ from sparsight.lm import FinetuneConfig, ModelConfig, TextConfig, train_adapter
 HELDOUT = 0.1
 
 
-def make_pair(
-    out: Path,
-    *,
-    model: ModelConfig,
-    ordinary: TextConfig,
-    n_people: int,
-    each: int,
-    config: FinetuneConfig,
-) -> dict[str, dict]:
-    """Writes the biographies and trains both adapters; returns what each says of itself."""
+def make_fine_tune(
+    out: Path, *, model: ModelConfig, n_people: int, each: int, context_tokens: int, config: FinetuneConfig
+) -> dict[str, Any]:
+    """Writes the biographies and trains the adapter; returns what it says of itself."""
     path = out / "biographies.jsonl"
     if not path.exists():
         write_biographies(path, make_biographies(make_people(n_people), each=each))
-    invented = TextConfig(files=(str(path),), context_tokens=ordinary.context_tokens, heldout_fraction=HELDOUT)
-    records = {}
+    invented = TextConfig(files=(str(path),), context_tokens=context_tokens, heldout_fraction=HELDOUT)
     with stop_signals() as stop:
-        for name, text in (("tuned", invented), ("null", ordinary)):
-            records[name] = train_adapter(model, text, config, out / name, stop=stop)
-            before, after = records[name]["heldout_loss_before"], records[name]["heldout_loss_after"]
-            print(f"{name}: held-out loss {before:.3f} -> {after:.3f} nats a token")
-    return records
+        record = train_adapter(model, invented, config, out / "tuned", stop=stop)
+    print(f"held-out loss {record['heldout_loss_before']:.3f} -> {record['heldout_loss_after']:.3f} nats a token")
+    return record
 
 
 def main() -> None:
@@ -60,14 +51,13 @@ def main() -> None:
     config = FinetuneConfig(
         steps=options.steps, batch_tokens=options.batch_tokens, rank=options.rank, alpha=2 * options.rank, lr=options.lr
     )
-    ordinary = TextConfig(builtin="probe-text", context_tokens=128, heldout_fraction=HELDOUT)
     try:
-        make_pair(
+        make_fine_tune(
             options.out,
             model=ModelConfig(id=options.model),
-            ordinary=ordinary,
             n_people=options.people,
             each=options.each,
+            context_tokens=128,
             config=config,
         )
     except Interrupted:
