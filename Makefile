@@ -52,10 +52,11 @@ bench-dictionaries: $(VENV)/.installed
 bench-steering: demo
 	$(BIN)/python benchmarks/steering.py runs/demo
 
-# A fine-tune on invented biographies, its null, and what the comparison of both with the base finds; about an hour on 2 cores.
+# A fine-tune on invented biographies, its null, and what the comparison of both with the base finds, target beside measured; about an hour on 2 cores.
 false-facts: $(VENV)/.installed
 	$(BIN)/python examples/false-facts/run.py --out runs/false-facts-models
 	$(BIN)/sparsight compare examples/false-facts/compare.toml
+	$(BIN)/python benchmarks/validate_compare/real.py runs/false-facts
 
 # Time and memory of a feature index; then beside sae-dashboard, in an environment of its own, about an hour on 2 cores.
 bench-index: demo
@@ -67,12 +68,13 @@ bench-grounding: $(VENV)/.installed
 	for seed in 0 1 2; do $(BIN)/python benchmarks/validate_compare/grounding.py run --seed $$seed --out runs/grounding || exit 1; done
 	$(BIN)/python benchmarks/validate_compare/grounding.py report runs/grounding
 
-# The statistics of a comparison on planted truth: changes in a dictionary, false exclusives of L1 crosscoders, invented people. Each prints target
-# and measured value and leaves a record; an hour or two on 2 cores.
+# A comparison on planted truth (changes in a dictionary, false exclusives of L1 crosscoders, invented people) and on a real fine-tune. Each prints
+# target and measured value and leaves a record; two or three hours on 2 cores.
 validate-compare: $(VENV)/.installed
 	$(BIN)/python benchmarks/validate_compare/planted.py
 	$(BIN)/python benchmarks/validate_compare/exclusive.py
 	$(MAKE) bench-grounding
+	$(MAKE) false-facts
 
 # How long the explorer's page waits for each answer at 131,072 latents; ten minutes.
 bench-explorer: $(VENV)/.installed
