@@ -7,6 +7,7 @@ from sparsight.sae.crosscoder import model_decoders, relative_norm
 from sparsight.sae.edits import EDIT_MODES, LatentEdit, edit_change, edited
 from sparsight.sae.exchange.founding import founding_config
 from sparsight.sae.kernels.workspace import Workspace
+from sparsight.sae.screening import screened
 from sparsight.sae.trainer import SAETrainer
 from sparsight.sae.untrained import load_untrained, untrained_directions, untrained_sae
 
@@ -28,6 +29,7 @@ __all__ = [
     "load_untrained",
     "model_decoders",
     "relative_norm",
+    "screened",
     "untrained_directions",
     "untrained_sae",
 ]

@@ -12,7 +12,7 @@ from typing import Any
 from sparsight.features import read_text
 from sparsight.lm import LanguageModel
 from sparsight.recipe import Recipe, TrainedSAEs
-from sparsight.sae import SparseAutoencoder
+from sparsight.sae import SparseAutoencoder, screened
 from sparsight.steering import EditRequest, SteerConfig, steer, sweep_points
 from sparsight.web.dictionary import Dictionary, Opened
 from sparsight.web.feature import check_latent, latents_json
@@ -59,7 +59,7 @@ class LiveModel:
         name = dictionary.sae.id
         if name not in self._saes:
             found = TrainedSAEs(self._recipe, dictionary.run)
-            self._saes[name] = found.load(found.chosen(name)[0], str(self._model.device))
+            self._saes[name] = screened(found.load(found.chosen(name)[0], str(self._model.device)))
         return self._model, self._saes[name]
 
 
