@@ -29,6 +29,8 @@ from sparsight.lm.model import LanguageModel
 __all__ = ["ROLES", "ActivationReader", "PairFacts", "check_pair", "load_models"]
 
 ROLES = ("base", "tuned", "null")
+# Of the weights of a model and its fine-tune; two random drafts have 0, a full fine-tune on billions of tokens has more than 0.9.
+_LEAST_COSINE = 0.3
 # Spellings that tokenizers differ in: spaces, digits, capitals, accents, another script, code.
 _PROBES = (
     "The cat sat on the mat.",
@@ -72,6 +74,8 @@ class PairFacts:
     """Whether both tokenizers have the same chat template, or none."""
     shared_memory: bool
     """Whether the fine-tune is an adapter on the base's own weights."""
+    weights_cosine: float
+    """Of all weight matrices; 1 for an adapter on the base's own."""
     dtype: str
     """Of the activations."""
 
@@ -127,12 +131,20 @@ def check_pair(
             raise ModelError(
                 f"{names} have {one} and {other} {what}. Expected the same: give a model and its own fine-tune."
             )
+    shared = base.shares_weights_with(tuned)
+    cosine = 1.0 if shared else base.weights_cosine(tuned)
+    if cosine < _LEAST_COSINE:
+        raise ModelError(
+            f"{names} are no model and its fine-tune: their weights have a cosine of {cosine:.2f}, as models that were trained apart do. Expected at "
+            f"least {_LEAST_COSINE:g}: give the base that it was made from."
+        )
     return PairFacts(
         vocab_size=base.vocab_size,
         n_layers=depths[0],
         widths={name: base.width(name) for name in hook_points},
         same_template=same_template,
-        shared_memory=base.shares_weights_with(tuned),
+        shared_memory=shared,
+        weights_cosine=cosine,
         dtype=str(base.dtype).removeprefix("torch."),
     )
 
