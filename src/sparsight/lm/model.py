@@ -145,8 +145,8 @@ class LanguageModel:
 
     @torch.inference_mode()
     def weights_cosine(self, other: "LanguageModel") -> float:
-        """Cosine of the two models' weight matrices of one name and shape, 1-dimensional ones left out: 1 of a model and itself, near 0 of two trained
-        apart, above 0.9 of most fine-tunes."""
+        """Cosine of the two models' weight matrices of one name and shape, 1-dimensional ones left out: 1 of a model and itself, near 0 of two
+        trained apart, above 0.9 of most fine-tunes."""
         theirs = dict(other._module.named_parameters())
         sums = torch.zeros(3, dtype=torch.float64)
         for name, one in self._module.named_parameters():
