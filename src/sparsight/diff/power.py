@@ -7,7 +7,7 @@
 power.json beside this file is made by benchmarks/validate_compare/power.py, which says what was planted and how it was looked for. It holds counts at
 a few rates, seeds, training and held-out tokens. Between two of them recall is a straight line in the logarithm; beyond the largest the largest
 counts, below the smallest nothing is said. Recall does not follow from how often a feature was seen (rate x tokens) alone: with 3 or 4 seeds and
-few training tokens changes are missed at every rate, since two seeds of one model then differ by as much.
+few training tokens changes are missed at every rate, since two half-trained seeds of one model differ by as much.
 
 Trade-off: planted features are independent and far apart, which a language model's are not, and dictionaries had 128 latents. So it is the most that
 can be hoped for, and where it is low a comparison is not worth running.
