@@ -7,7 +7,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 TORCH ?= torch==2.13.0
 
 .PHONY: demo test lint install web web-check walk bench bench-growth bench-optimisers bench-quality bench-dictionaries bench-index bench-explorer
-.PHONY: bench-steering bench-grounding validate-compare false-facts reference-job check-peers clean
+.PHONY: bench-steering bench-grounding validate-compare validate-power false-facts reference-job check-peers clean
 
 demo: $(VENV)/.installed
 	$(BIN)/sparsight run recipes/demo.toml
@@ -68,13 +68,17 @@ bench-grounding: $(VENV)/.installed
 	for seed in 0 1 2; do $(BIN)/python benchmarks/validate_compare/grounding.py run --seed $$seed --out runs/grounding || exit 1; done
 	$(BIN)/python benchmarks/validate_compare/grounding.py report runs/grounding
 
-# A comparison on planted truth (changes in a dictionary, false exclusives of L1 crosscoders, invented people) and on a real fine-tune. Each prints
-# target and measured value and leaves a record; two or three hours on 2 cores.
+# A comparison on planted truth (changes in a dictionary, false exclusives of L1 crosscoders, power, invented people) and on a real fine-tune. Each
+# prints target and measured value and leaves a record; three hours on 2 cores.
 validate-compare: $(VENV)/.installed
 	$(BIN)/python benchmarks/validate_compare/planted.py
 	$(BIN)/python benchmarks/validate_compare/exclusive.py
-	$(MAKE) bench-grounding
-	$(MAKE) false-facts
+	$(MAKE) validate-power bench-grounding false-facts
+
+# What a comparison finds by firing rate, seeds and tokens: a record, a plot, and the table that `sparsight plan` reads. Some 20 minutes on 2 cores for
+# 20 repetitions, of which those in the record are not made again: make validate-power BENCH="--repetitions 40".
+validate-power: $(VENV)/.installed
+	$(BIN)/python benchmarks/validate_compare/power.py $(BENCH)
 
 # How long the explorer's page waits for each answer at 131,072 latents; ten minutes.
 bench-explorer: $(VENV)/.installed

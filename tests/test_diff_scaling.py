@@ -151,3 +151,34 @@ def test_false_exclusives_of_trained_crosscoders_are_flagged_and_true_ones_kept(
     assert total["flagged"] >= 0.95 * total["artefacts"]
     assert total["true"] >= 10
     assert total["kept"] >= 0.8 * total["true"]
+
+
+@pytest.mark.parametrize("n_active", [2, 20], ids=["each by itself", "as one product"])
+def test_sums_of_many_and_of_few_active_latents_are_those_of_the_formula(
+    n_active: int, monkeypatch: pytest.MonkeyPatch
+):
+    """c = sum z <y, u> / sum z^2 with y each model's error, its own part added back where the latent is written there."""
+    monkeypatch.setattr("sparsight.diff.scaling._NUMBERS_AT_ONCE", 7 * D)  # several parts
+    generator = torch.Generator().manual_seed(0)
+    n_latents, n = 40, 64
+
+    def drawn(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, generator=generator)
+
+    decoders = {"base": drawn(n_latents, D), "tuned": drawn(n_latents, D)}
+    errors, rebuilt = ({model: drawn(n, D) for model in decoders} for _ in range(2))
+    z = torch.zeros(n, n_latents)
+    indices = torch.rand(n, n_latents, generator=generator).topk(n_active).indices
+    values = 0.5 + torch.rand(n, n_active, generator=generator)
+    z.scatter_(1, indices, values)
+    sums = ScalingSums(decoders)
+    sums.add(torch.arange(n) // 8, SparseLatents(indices, values), errors, rebuilt)
+    unit = decoders["tuned"] / decoders["tuned"].norm(dim=1, keepdim=True)
+    strength = {}
+    for model in decoders:
+        by_latent = (z.T @ errors[model] * unit).sum(1) / z.square().sum(0)
+        strength[model] = by_latent + (decoders[model] * unit).sum(1)
+    expected = (strength["base"] / strength["tuned"]).numpy()
+    known = strength["tuned"].numpy() > 0
+    found = sums.finish("tuned", n_resamples=10).nu[0, 0]
+    assert found[known] == pytest.approx(expected[known], rel=1e-4, abs=1e-4)

@@ -8,8 +8,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, Qwen3_5TextConfig, Qwen3MoeConfig
 
-import sparsight.recipe.cost
 import sparsight.recipe.fit
+import sparsight.recipe.sae_cost
 import sparsight.sae.fused
 from sparsight.artifact.devices import DEVICES, Device, measured, named_device, this_device
 from sparsight.errors import HookPointError, ModelError, PlanError
@@ -17,7 +17,8 @@ from sparsight.lm import ModelConfig
 from sparsight.lm.geometry import geometry_of, read_geometry
 from sparsight.plan import Plan, check_fits, make_plan
 from sparsight.recipe import Recipe, load_recipe
-from sparsight.recipe.cost import SAECost, recipe_cost
+from sparsight.recipe.cost import recipe_cost
+from sparsight.recipe.sae_cost import SAECost
 from sparsight.recipe.schema import CONTROLS
 from sparsight.sae import SAEConfig, SAETrainer, Workspace
 from sparsight.sae.kernels import cpu
@@ -316,7 +317,7 @@ def test_a_fused_steps_scratch_is_as_large_as_the_plan_says(architecture: str):
 
 
 def test_relu_turns_sparse_where_its_step_does():
-    assert sparsight.recipe.cost._SPARSE_SHARE == sparsight.sae.fused._SPARSE_SHARE
+    assert sparsight.recipe.sae_cost._SPARSE_SHARE == sparsight.sae.fused._SPARSE_SHARE
 
 
 @pytest.mark.parametrize(

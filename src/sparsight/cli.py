@@ -46,16 +46,18 @@ class Run(_OnRecipe):
 
 @dataclass(frozen=True)
 class Plan(_OnRecipe):
-    """Print what a recipe costs in tokens, FLOPs, disk, memory and time; exit 2 when it cannot fit."""
+    """Print what a recipe, a study's or a comparison's, costs in tokens, FLOPs, disk, memory and time; exit 2 when it cannot fit.
+
+    Of a comparison also what it would find: recall of planted changes with so many seeds and tokens."""
 
     device: str | None = None
     """Plan for a named device, such as rtx-4090, instead of this machine."""
 
     def __call__(self, stop: StopFlag) -> None:
         from sparsight.plan import make_plan
-        from sparsight.recipe import load_recipe
+        from sparsight.recipe import load_either
 
-        recipe = load_recipe(self.recipe, self.set)
+        recipe = load_either(self.recipe, self.set)
         plan = make_plan(recipe, device=self.device, run_path=self.out or Path("runs") / recipe.name)
         print(plan.render())
         plan.check()

@@ -1,26 +1,11 @@
 """plan: a recipe -> tokens, FLOPs, disk, memory and time, before anything is spent; what cannot fit is refused.
 
-    seconds of a stage = sum over what computes of FLOPs / (peak * efficiency)  +  bytes moved / (bandwidth * efficiency)
-                         and at least bytes written / disk rate
+FLOPs and bytes are arithmetic (recipe/cost.py, recipe/comparison_cost.py, lm/geometry.py), and seconds follow by efficiencies (recipe/pace.py) from
+peaks that are measured on this machine in about a second, or a data sheet's (artifact/devices.py). Of a comparison the plan also says what it can
+find (diff/power.py).
 
-FLOPs and bytes are arithmetic (recipe/cost.py, lm/geometry.py); peaks are measured on this machine in about a second,
-or a data sheet's (artifact/devices.py). The efficiencies, and why:
-
-    CUDA            0.4    products of this size reach 0.6-0.8 of the peak; norms, recurrences, selection and hooks take
-                           the rest. A naive loop reached 0.16 on an RTX 4090; PaLM trained at 0.46 (arXiv:2204.02311)
-    CPU bfloat16
-      forward       0.25   SmolLM2-135M cut at layer 15 ran at 0.29 of the matrix rate with AMX on one thread
-      autograd      0.18   jumprelu, gated and matryoshka steps: 0.13 to 0.24, less where [n, F] is larger. Where products are
-                           so fast, all else shows
-      fused         0.6    the encoder's product runs at 0.9 to 1.1 of the rate, a dense relu's gradients of weights at 0.5;
-                           what a step moves beside is counted in bytes (docs/log.md holds it against measurement)
-    CPU float32     0.65   forward 0.66, steps by autograd 0.74 to 0.8
-    bandwidth       0.7    of a pass over contiguous memory, such as an optimiser's
-    disk            0.5 GB/s, a SATA SSD
-
-All of it is an estimate, good to a factor of two in time, on a machine that does nothing else, and a fifth in memory.
-Trade-off: one number for each kind of
-work in place of a model of the machine; a run's own progress bar soon knows better.
+All of it is an estimate, good to a factor of two in time, on a machine that does nothing else, and a fifth in memory. Trade-off: a run's own progress
+bar soon knows better.
 """
 
 from collections.abc import Iterator
@@ -28,19 +13,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from sparsight.artifact.devices import Device, busy, measured, named_device, this_device
+from sparsight.diff import LabelConfig, PowerTable, power_table
 from sparsight.errors import PlanError
-from sparsight.lm.geometry import read_geometry
-from sparsight.recipe import Recipe
-from sparsight.recipe.cost import Work, recipe_cost
-from sparsight.recipe.fit import Fit, gigabytes, hold_against
+from sparsight.lm import is_adapter
+from sparsight.lm.geometry import ModelGeometry, read_geometry
+from sparsight.recipe import Comparison, Recipe
+from sparsight.recipe.fit import Fit, cost_of, gigabytes, hold_against
+from sparsight.recipe.pace import stage_seconds
 
 __all__ = ["Plan", "check_fits", "make_plan"]
-
-_CUDA_EFFICIENCY = 0.4
-_CPU_EFFICIENCY = {"forward": 0.25, "autograd": 0.18, "fused": 0.6}
-_CPU_FLOAT32_EFFICIENCY = 0.65
-_BANDWIDTH_EFFICIENCY = 0.7
-_DISK_BYTES_PER_SECOND = 0.5e9
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,13 +45,16 @@ class Plan:
     def seconds(self) -> dict[str, float]:
         """Stage -> seconds; empty when the device has no rates."""
         device = self.fit.device
-        return {stage: _seconds(work, device) for stage, work in self.fit.cost.work.items()} if device.flops else {}
+        return (
+            {stage: stage_seconds(work, device) for stage, work in self.fit.cost.work.items()} if device.flops else {}
+        )
 
     @property
     def without_controls(self) -> "Plan":
         """The same study with `controls = []`."""
+        assert isinstance(self.fit.recipe, Recipe)
         recipe = replace(self.fit.recipe, controls=())
-        cost = recipe_cost(recipe, self.fit.geometry, self.fit.device.kind)
+        cost = cost_of(recipe, self.fit.geometry, self.fit.device.kind)
         return Plan(fit=replace(self.fit, recipe=recipe, cost=cost))
 
     def check(self) -> None:
@@ -84,43 +68,32 @@ class Plan:
         return "\n".join(_lines(self))
 
 
-def make_plan(recipe: Recipe, *, device: str | Device | None = None, run_path: Path | None = None) -> Plan:
+def make_plan(recipe: Recipe | Comparison, *, device: str | Device | None = None, run_path: Path | None = None) -> Plan:
     """The plan for this machine, whose matrix rate is measured, or for a named device.
 
     Raises PlanError for an unknown name, ModelError or HookPointError when the recipe's model or hook points are not
     there.
     """
     path = run_path or Path("runs") / recipe.name
-    geometry = read_geometry(recipe.model, recipe.activations.hook_points)
+    geometry = _geometry(recipe)
     if device is not None:
         named = named_device(device) if isinstance(device, str) else device
         return Plan(fit=hold_against(recipe, geometry, named, path, here=False))
-    dtypes = {recipe.model.dtype, "float32", *(sae.precision for sae in recipe.sae)}
+    dtypes = {recipe.model.dtype, "float32", *(sae.precision for sae in recipe.trained)}
     here = measured(this_device(recipe.model.device), dtypes, sides=(geometry.d_model, geometry.widest))
     return Plan(fit=hold_against(recipe, geometry, here, path, here=True))
 
 
-def check_fits(recipe: Recipe, run_path: Path) -> Plan:
+def check_fits(recipe: Recipe | Comparison, run_path: Path) -> Plan:
     """The plan for this machine without times, which need a measurement. Raises PlanError when it does not fit."""
-    geometry = read_geometry(recipe.model, recipe.activations.hook_points)
+    geometry = _geometry(recipe)
     plan = Plan(fit=hold_against(recipe, geometry, this_device(recipe.model.device), run_path, here=True))
     plan.check()
     return plan
 
 
-def _seconds(work: Work, device: Device) -> float:
-    computing = sum(
-        flops / (device.flops[dtype] * _efficiency(device.kind, what, dtype))
-        for (what, dtype), flops in work.flops.items()
-    )
-    moving = work.bytes_moved / (device.bandwidth * _BANDWIDTH_EFFICIENCY)
-    return max(computing + moving, work.bytes_written / _DISK_BYTES_PER_SECOND)
-
-
-def _efficiency(kind: str, what: str, dtype: str) -> float:
-    if kind == "cuda":
-        return _CUDA_EFFICIENCY
-    return _CPU_FLOAT32_EFFICIENCY if dtype == "float32" else _CPU_EFFICIENCY[what]
+def _geometry(recipe: Recipe | Comparison) -> ModelGeometry:
+    return read_geometry(recipe.model, recipe.activations.hook_points)
 
 
 def _lines(plan: Plan) -> Iterator[str]:
@@ -137,11 +110,10 @@ def _lines(plan: Plan) -> Iterator[str]:
     yield _line("", f"{passes}, {n_steps:,} steps of {train.batch_tokens:,}")
     forward, collection = _si(fit.cost.forward_flops), _si(plan.collection_flops)
     yield _line("FLOPs", f"{forward}FLOP a token forward, {collection}FLOP for the training tokens")
-    for sae in fit.cost.saes[: len(recipe.sae)]:
-        others = {"all dense": sae.flops_dense, "sparse but for the encoder": sae.flops_least}
-        known = ", ".join(f"{name} {_si(flops)}" for name, flops in others.items() if flops != sae.flops_done)
-        yield _line("", f"{_si(sae.flops_done)}FLOP a token and pass for {sae.id}" + (f" ({known})" if known else ""))
-    yield _line("controls", _controls(plan))
+    if isinstance(recipe, Comparison):
+        yield from _of_comparison(recipe, fit)
+    else:
+        yield from _of_study(plan, recipe)
     yield from _places("disk", {"run": fit.cost.disk}, None)
     if fit.disk_free is not None:
         there = f"{gigabytes(fit.disk_free)} free"
@@ -153,9 +125,61 @@ def _lines(plan: Plan) -> Iterator[str]:
     yield from _times(plan)
 
 
-def _controls(plan: Plan) -> str:
+def _of_study(plan: Plan, recipe: Recipe) -> Iterator[str]:
+    for sae in plan.fit.cost.saes[: len(recipe.sae)]:
+        others = {"all dense": sae.flops_dense, "sparse but for the encoder": sae.flops_least}
+        known = ", ".join(f"{name} {_si(flops)}" for name, flops in others.items() if flops != sae.flops_done)
+        yield _line("", f"{_si(sae.flops_done)}FLOP a token and pass for {sae.id}" + (f" ({known})" if known else ""))
+    yield _line("controls", _controls(plan, recipe))
+
+
+def _of_comparison(recipe: Comparison, fit: Fit) -> Iterator[str]:
+    """Models, dictionaries, and what these can find."""
+    alike: dict[float, list[str]] = {}
+    for sae in fit.cost.saes:
+        alike.setdefault(sae.flops_done, []).append(sae.id)
+    for flops, ids in alike.items():
+        of = f"each of {len(ids)}: {ids[0]} ... {ids[-1]}" if len(ids) > 1 else ids[0]
+        yield _line("", f"{_si(flops)}FLOP a token and pass for {of}")
+    others = {"tuned": recipe.tuned, "null": recipe.null} if recipe.null else {"tuned": recipe.tuned}
+    kinds = [f"{role} {'an adapter on it' if is_adapter(name) else 'a whole model'}" for role, name in others.items()]
+    yield _line("models", ", ".join(["base", *kinds, *(["null an adapter to be made"] if recipe.make_null else [])]))
+    if not recipe.trained:
+        yield _line("dictionaries", "none trained: 2 given, which are matched; nothing is called emergent")
+        return
+    chosen = recipe.dictionaries
+    seeds = ", ".join(f"{len(recipe.seeds_of(role))} of {role}" for role in recipe.roles)
+    pair = ", ".join(sae.id for sae in recipe.of_pair())
+    sizes = f"{chosen.n_latents:,} latents, {chosen.k} active"
+    yield _line("dictionaries", f"{len(recipe.trained)} of {sizes}: {seeds}, {pair}, {len(recipe.roles)} warm starts")
+    yield from _power(recipe, power_table())
+
+
+def _power(recipe: Comparison, table: PowerTable) -> Iterator[str]:
+    """At which firing rates changes would be found, if they were like planted ones."""
+    capture, most = recipe.activations, table.seeds[-1]
+    rows = table.rows_trained_on(capture.n_tokens, recipe.train.epochs)
+    given, epochs = recipe.dictionaries.seeds, recipe.train.epochs
+    counted = f" ({table.passes} of {epochs} passes count)" if epochs > table.passes else ""
+    tokens = f"{rows:,} rows trained on{counted} and {capture.heldout_tokens:,} held out"
+    yield _line("power", f"recall of planted changes by firing rate (95 % interval), with {tokens}:")
+    for seeds in dict.fromkeys([given, max(given, most)]):
+        at = {"seeds": seeds, "train_tokens": rows, "heldout_tokens": capture.heldout_tokens}
+        found = {rate: recall for rate in table.rates if (recall := table.recall(rate, **at)) is not None}
+        where = f"{seeds} seeds{'' if seeds == given else ' instead'}"
+        if not found:
+            yield _line("", f"{where}: less than was measured; nothing is known, and little to be hoped for")
+            continue
+        shares = ", ".join(f"{100 * r:g} %: {x.value:.2f} ({x.low:.2f}-{x.high:.2f})" for r, x in found.items())
+        yield _line("", f"{where}: {shares}; of the calls {table.false_discovery(**at):.2f} are wrong")
+    if recipe.labels != LabelConfig():
+        yield _line("", "measured with [labels] as it is by default, which this recipe changes")
+    yield _line("", "the most to hope for: planted features are independent and far apart, a language model's are not")
+
+
+def _controls(plan: Plan, recipe: Recipe) -> str:
     """What the controls add to everything that follows."""
-    recipe, without = plan.fit.recipe, plan.without_controls
+    without = plan.without_controls
     if not recipe.controls:
         return (
             "none: no number of this study will stand beside a second seed, a frozen decoder, an untrained SAE or PCA"
@@ -187,11 +211,12 @@ def _describe(device: Device) -> str:
 
 
 def _places(title: str, stages: dict[str, dict[str, float]], limit: float | None) -> Iterator[str]:
+    width = max(9, *(len(stage) + 1 for stage in stages)) if stages else 9
     for number, (stage, parts) in enumerate(stages.items()):
         total = sum(parts.values())
         detail = ", ".join(f"{part} {gigabytes(amount)}" for part, amount in parts.items() if amount >= 0.01 * total)
         verdict = "  DOES NOT FIT" if limit is not None and total > limit else ""
-        yield _line("" if number else title, f"{stage:<9}{gigabytes(total):>8}  {detail}{verdict}")
+        yield _line("" if number else title, f"{stage:<{width}}{gigabytes(total):>8}  {detail}{verdict}")
 
 
 def _verdict(fit: Fit, place: str) -> str:

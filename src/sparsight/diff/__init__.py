@@ -31,6 +31,7 @@ from sparsight.diff.labelling import (
 )
 from sparsight.diff.marking import CHANGES, Marks, marked, naive_emergent, recall_by_rate
 from sparsight.diff.matching import Dictionary, Partners, matched, mutual_pairs, pw_mcc
+from sparsight.diff.power import PowerTable, Recall, power_table
 from sparsight.diff.scaling import LatentScaling, ScalingSums, scaled_crosscoder, scaled_sae
 from sparsight.diff.seeds import SeedTables
 from sparsight.diff.where import LayerChange, layer_closure, measure_layers
@@ -52,6 +53,8 @@ __all__ = [
     "LayerChange",
     "Marks",
     "Partners",
+    "PowerTable",
+    "Recall",
     "ScalingSums",
     "SeedTables",
     "TokenDifference",
@@ -76,6 +79,7 @@ __all__ = [
     "mutual_pairs",
     "naive_emergent",
     "permuted_gaps",
+    "power_table",
     "pw_mcc",
     "rank_latents",
     "rank_p",

@@ -40,8 +40,10 @@ __all__ = ["LatentScaling", "ScalingSums", "scaled_crosscoder", "scaled_sae"]
 
 ERROR_LIMIT, RECONSTRUCTION_LIMIT = 0.2, 0.5
 _LATENTS_AT_ONCE = 256
-# active latents whose dot products are taken at once: at width 4096, 268 MB for each of the two sides
-_ACTIVE_AT_ONCE = 2**14
+# of all latents active on all tokens, above which one product of matrices is faster than a dot product for each that is
+_DENSE_SHARE = 1 / 16
+# rows of targets and of directions that are fetched at once: more than these 4 MB of each fall out of a core's cache (three times slower)
+_NUMBERS_AT_ONCE = 2**20
 _PERCENTILES = (2.5, 97.5)
 
 
@@ -113,14 +115,12 @@ class ScalingSums:
         targets = [rows[model].float() for rows in (errors, reconstructions) for model in self.models]
         sums = torch.zeros(len(ids) * n_latents, 1 + 2 * len(targets), dtype=torch.float64)
         active = latents.values > 0
-        tokens, values = active.nonzero()[:, 0], latents.values[active].float()
-        which = latents.indices[active].long()
-        for part in torch.arange(len(which)).split(_ACTIVE_AT_ONCE):
-            token, latent, z = tokens[part], which[part], values[part]
-            units = self._units[:, latent]
-            products = [z * torch.linalg.vecdot(target[token], unit) for target in targets for unit in units]
-            cells = torch.from_numpy(places)[token.cpu()] * n_latents + latent.cpu()
-            sums.index_add_(0, cells, torch.stack([z.square(), *products], 1).cpu().double())
+        token, z, latent = active.nonzero()[:, 0], latents.values[active].float(), latents.indices[active].long()
+        dense = len(z) > _DENSE_SHARE * len(active) * n_latents
+        columns = [z.square()]
+        columns += [z * _dots(target, units, token, latent, dense) for target in targets for units in self._units]
+        cells = torch.from_numpy(places)[token.cpu()] * n_latents + latent.cpu()
+        sums.index_add_(0, cells, torch.stack(columns, 1).cpu().double())
         table = sums.view(len(ids), n_latents, -1).transpose(1, 2).contiguous()
         self._pending.append((ids, table))
         if sum(len(each) for each, _ in self._pending) > 2 * len(self._pending[0][0]):
@@ -206,6 +206,21 @@ def scaled_sae(
         errors = {"own": x_own - own.b_dec - rebuilt["own"], "other": x_other - other.b_dec - rebuilt["other"]}
         sums.add(document_ids, latents, errors, rebuilt)
     return sums
+
+
+def _dots(
+    target: Float[Tensor, "n d"],
+    units: Float[Tensor, "F d"],
+    token: Int[Tensor, " a"],
+    latent: Int[Tensor, " a"],
+    dense: bool,
+) -> Float[Tensor, " a"]:
+    """<target[token], units[latent]> of each active latent."""
+    if dense:
+        return (target @ units.T)[token, latent]
+    at_once = max(1, _NUMBERS_AT_ONCE // units.shape[1])
+    parts = zip(token.split(at_once), latent.split(at_once), strict=True)
+    return torch.cat([torch.linalg.vecdot(target[rows], units[columns]) for rows, columns in parts])
 
 
 def _written(latents: SparseLatents, sae: SparseAutoencoder) -> Float[Tensor, "n d"]:

@@ -21,7 +21,7 @@ from sparsight.sae import SAEConfig
 
 __all__ = ["ClosureConfig", "Comparison", "DictionaryConfig", "WritingConfig"]
 
-_LEAST_SEEDS = 3
+LEAST_SEEDS = 3
 _SEED_STEP = 1000
 
 
@@ -126,11 +126,16 @@ class Comparison:
             )
         if self.activations.heldout_tokens < 1 or self.text.heldout_fraction == 0:
             raise RecipeError("Nothing is held out: set activations.heldout_tokens and text.heldout_fraction above 0.")
-        if self.dictionaries.seeds < _LEAST_SEEDS or self.dictionaries.null_seeds < 2:
+        if self.dictionaries.seeds < LEAST_SEEDS or self.dictionaries.null_seeds < 2:
             raise RecipeError(
                 f"dictionaries.seeds = {self.dictionaries.seeds} and null_seeds = {self.dictionaries.null_seeds}: what two seeds differ by "
-                f"cannot be told from fewer than {_LEAST_SEEDS} and 2."
+                f"cannot be told from fewer than {LEAST_SEEDS} and 2."
             )
+
+    @property
+    def model(self) -> ModelConfig:
+        """The base, whose sizes the fine-tunes share."""
+        return self.base
 
     @property
     def hook_point(self) -> str:
@@ -145,6 +150,14 @@ class Comparison:
     def capture(self) -> CaptureConfig:
         """What is captured of all models."""
         return replace(self.activations, hook_points=paired_hook_points([self.hook_point], self.roles))
+
+    @property
+    def trained(self) -> tuple[SAEConfig, ...]:
+        """Every dictionary that is trained: seeds of each model, those of the pair, warm starts; none where SAEs are given."""
+        if self.saes:
+            return ()
+        seeds = [sae for role in self.roles for sae in self.seeds_of(role)]
+        return (*seeds, *self.of_pair(), *self.warm_starts("saes"))
 
     def seeds_of(self, role: str) -> list[SAEConfig]:
         """The SAEs of one model: ROLE.0, ROLE.1, ... No two of any model begin alike, or two models' would agree more than two seeds of one."""

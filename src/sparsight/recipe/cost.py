@@ -1,31 +1,7 @@
 """What a recipe costs in FLOPs and bytes, from arithmetic alone. d: width, F: latents, n: tokens in a step.
 
     forward       ModelGeometry.forward_flops a token, and 3 % padding (rows are bucketed by length)
-    SAE step      FLOPs a token, by its form (sae/forms.py; Triton on CUDA and a compiler on a CPU are taken to be there)
-      dense       10 d F: encode, decode, the gradients of z, W_enc and W_dec. AuxK 6 d c more, for c = max(F / 8, 2 k_aux)
-                  columns
-      autograd    the same. gated 6 d F more: a second decode and both its gradients, though its decoder is frozen. AuxK on
-                  CUDA 6 d F more (a masked product); next to nothing on a CPU (the dead columns alone), where topk gathers
-                  its decoder rows: 2 d F less
-      fused       topk, batchtopk: 2 d F for the encoder, 8 d k for decode and gradients of the active entries. relu: 10 d F,
-                  as long as more than a twentieth of its latents is active, which is taken to last
-    bytes a step  what is moved beside products. dense, autograd: 40 a parameter, 28 of them Adam's, 12 for decoder norms and
-                  compute copies; passes over [n, F] count with the products (plan.py). fused, in bfloat16 unless said:
-                    update        30 a parameter: weight, two moments read and written in float32, gradient written and
-                                  read, copy written
-                    [n, F]        topk 2 passes (written, selected), batchtopk 4 (threshold, count, fill), relu 11: pre-
-                                  activations written, counted, rectified in place; d_z written, masked in place beside z;
-                                  three products read z and d_z
-                    [n, d]        x read, centred written; target read, d_x_hat written
-                    active entry  the row of W_dec, read again from a core's cache for d_z; of x for W_enc, of d_x_hat for
-                                  W_dec: fetched in no order, and what a sparse step waits for in place of its FLOPs
-    SAE state     16 bytes a parameter (float32 master, two moments, gradient), 2 more with bfloat16 products. fused: 14, its
-                  gradients being scratch
-    step memory   8 buffers [n, F] in the compute dtype (pre-activations, latents, AuxK's two, a gradient of each) and 6
-                  [n, d] in float32. fused: one [n, F] in bfloat16, two for relu (d_z); 2 bytes a parameter for gradients; 22
-                  an active entry (latent, row and place in int32, gradient in float32, value, both sorted in bfloat16), for
-                  relu at a twentieth of F, where it turns sparse; 20 an element of [n, d]: centred, d_x_hat, the
-                  residual in float32, three more for metrics
+    SAEs          recipe/sae_cost.py
     one forward   a token: residual, norm, queries, output (4 d), hook points, three of the widest inner activation
     controls      a second seed and a frozen decoder are SAEs like those of the recipe, in time, memory and on disk
     evaluate      the whole model; three sets of logits and float32 logits of 128 rows four times; the SAE and its
@@ -45,31 +21,37 @@ for 4,608 latents), AuxK on a CPU, the two columns for
 the bias and their padding in a fused encoder, the map of an index (UMAP: 20 s for 4,608 latents, minutes for 131,072).
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
+from sparsight.activations import CaptureConfig
 from sparsight.features.statistics import MOST_PRODUCTS, OUTPUT_TOKENS
 from sparsight.lm import ModelConfig
 from sparsight.lm.geometry import ModelGeometry
 from sparsight.metrics.stability import adds_pairs, fits_memory
+from sparsight.recipe.sae_cost import DTYPE_BYTES, SAECost, sae_cost
 from sparsight.recipe.schema import Recipe
 from sparsight.sae import SAEConfig
-from sparsight.sae.dense import DenseStep
-from sparsight.sae.step import has_closed_form
 
-__all__ = ["Cost", "SAECost", "Work", "recipe_cost"]
+__all__ = [
+    "Cost",
+    "Work",
+    "add_products",
+    "forward_bytes",
+    "loading_bytes",
+    "logit_bytes",
+    "model_bytes",
+    "recipe_cost",
+    "token_bytes",
+    "window_bytes",
+]
 
-DTYPE_BYTES = {"bfloat16": 2, "float16": 2, "float32": 4, "int8": 1}
-_PADDING = 1.03
+PADDING = 1.03
 _ID_BYTES, _TEXT_BYTES, _SCALE_BYTES = 20, 4, 4
 _FORWARDS_BESIDE = 3  # clean, zero, mean
 _PAIR_BYTES = 64  # a product is added to a line of memory that no cache holds
 _COMPANY_BYTES = 200
-_UNKNOWN_L0_SHARE = 0.1
-_PROGRAM_BYTES = 1e9  # Python, torch and Transformers in memory: 0.6-0.9 GB seen
-
-# fused: times that [n, F] is read or written
-_PASSES = {"topk": 2, "batchtopk": 4, "relu": 11}
-_SPARSE_SHARE = 1 / 20  # of latents active, below which relu's fused step is sparse: sae/fused.py
+PROGRAM_BYTES = 1e9  # Python, torch and Transformers in memory: 0.6-0.9 GB seen
 
 Stages = dict[str, dict[str, float]]
 """Stage of a study -> what lies in a memory -> bytes."""
@@ -92,39 +74,12 @@ class Work:
 
 
 @dataclass(frozen=True, kw_only=True)
-class SAECost:
-    """One SAE. FLOPs are per token of training."""
-
-    id: str
-    parameters: int
-    precision: str
-    form: str
-    """Of its training step: dense | fused | autograd."""
-    flops_dense: float
-    """If every product were dense: the worst case."""
-    flops_done: float
-    """What this package computes on this kind of device."""
-    flops_least: float
-    """What a fully sparse step would need; equals dense where sparsity is not known beforehand."""
-    flops_inference: float
-    """Encode and decode once."""
-    bytes_moved: float
-    """By one step, beside its products."""
-    state_bytes: float
-    """Master weights, Adam's moments, copies in the compute dtype, gradients unless they are scratch."""
-    step_bytes: float
-    """Rows of one step, what is computed from them, scratch."""
-    l0: float
-    """Active latents per token, assumed where there is no k."""
-
-
-@dataclass(frozen=True, kw_only=True)
 class Cost:
     """A whole recipe."""
 
     saes: tuple[SAECost, ...]
     forward_flops: float
-    """Per token, cut model."""
+    """Per token, cut model; of a comparison all its models."""
     work: dict[str, Work]
     """Stage -> what it computes and moves."""
     disk: dict[str, float]
@@ -143,7 +98,10 @@ class Cost:
 
 def recipe_cost(recipe: Recipe, geometry: ModelGeometry, kind: str) -> Cost:
     """The cost of a recipe on a `kind` of device, cuda or cpu."""
-    saes = tuple(_sae_cost(sae, recipe, geometry, kind) for sae in recipe.trained)
+    saes = tuple(
+        sae_cost(sae, *_sae_widths(sae, geometry), batch_tokens=recipe.train.batch_tokens, kind=kind)
+        for sae in recipe.trained
+    )
     return Cost(
         saes=saes,
         forward_flops=geometry.forward_flops(recipe.text.context_tokens),
@@ -158,79 +116,10 @@ def _sae_widths(sae: SAEConfig, geometry: ModelGeometry) -> tuple[int, int]:
     return geometry.widths[sae.hook_point], geometry.widths[sae.target_hook_point or sae.hook_point]
 
 
-def _form(sae: SAEConfig, kind: str) -> str:
-    if not has_closed_form(sae) or sae.precision != "bfloat16":
-        return "autograd"
-    return "dense" if kind == "cuda" else "fused"
-
-
-def _sae_cost(sae: SAEConfig, recipe: Recipe, geometry: ModelGeometry, kind: str) -> SAECost:
-    d_in, d_out = _sae_widths(sae, geometry)
-    form, n = _form(sae, kind), recipe.train.batch_tokens
-    parameters = (d_in + d_out) * sae.n_latents + sae.n_latents + d_out
-    flops_dense, flops_done, flops_least = _sae_flops(sae, d_in, d_out, form, kind)
-    if form == "fused":
-        moved, state = _fused_traffic(sae, n, d_in, d_out, parameters), 14.0 * parameters
-        step = _fused_scratch(sae, n, d_in, d_out, parameters)
-    else:
-        width = DTYPE_BYTES[sae.precision]
-        moved, state = 40.0 * parameters, parameters * (16.0 + (2 if sae.precision == "bfloat16" else 0))
-        step = n * (8.0 * sae.n_latents * width + 6 * 4 * max(d_in, d_out))
-    return SAECost(
-        id=sae.id,
-        parameters=parameters,
-        precision=sae.precision,
-        form=form,
-        flops_dense=flops_dense,
-        flops_done=flops_done,
-        flops_least=flops_least,
-        flops_inference=2.0 * (d_in + d_out) * sae.n_latents,
-        bytes_moved=moved,
-        state_bytes=state,
-        step_bytes=step,
-        l0=sae.k if sae.selects_k else _UNKNOWN_L0_SHARE * sae.n_latents,
-    )
-
-
-def _sae_flops(sae: SAEConfig, d_in: int, d_out: int, form: str, kind: str) -> tuple[float, float, float]:
-    """flops_dense, flops_done, flops_least of `SAECost`."""
-    n_latents = sae.n_latents
-    dense = 4.0 * d_in * n_latents + 6.0 * d_out * n_latents
-    if sae.architecture == "gated":
-        dense += 6.0 * d_out * n_latents
-    if not sae.selects_k:
-        return dense, dense, dense
-    least = 2.0 * d_in * n_latents + 2.0 * d_in * sae.k + 6.0 * d_out * sae.k
-    auxk = 6.0 * d_out * n_latents if sae.auxk_coefficient else 0.0
-    if form == "fused":
-        return dense + auxk, least, least
-    columns = 0 if kind == "cpu" else DenseStep.aux_columns(sae, d_in) if form == "dense" else n_latents
-    done = dense + auxk * columns / n_latents
-    if sae.architecture == "topk" and kind == "cpu":
-        done -= 2.0 * d_out * (n_latents - sae.k)
-    return dense + auxk, done, least
-
-
-def _fused_traffic(sae: SAEConfig, n: int, d_in: int, d_out: int, parameters: int) -> float:
-    """Bytes that a fused step moves beside its products."""
-    update = 30.0 * parameters
-    passes = _PASSES[sae.architecture] * 2.0 * n * sae.n_latents
-    rows = n * (4.0 * d_in + 4.0 * d_out)
-    gathered = n * sae.k * (2.0 * d_in + 4.0 * d_out) if sae.selects_k else 0.0
-    return update + passes + rows + gathered
-
-
-def _fused_scratch(sae: SAEConfig, n: int, d_in: int, d_out: int, parameters: int) -> float:
-    """Bytes of a fused step's scratch, which SAEs that step in turn share."""
-    entries = sae.k if sae.selects_k else _SPARSE_SHARE * sae.n_latents
-    buffers = 1 if sae.selects_k else 2
-    return n * (2.0 * buffers * sae.n_latents + 22.0 * entries + 20.0 * max(d_in, d_out)) + 2.0 * parameters
-
-
 def _work(recipe: Recipe, geometry: ModelGeometry, saes: tuple[SAECost, ...], kind: str) -> dict[str, Work]:
     text, capture, train, evaluate = recipe.text, recipe.activations, recipe.train, recipe.evaluate
     n_train, heldout = capture.n_tokens, capture.heldout_tokens
-    forward = geometry.forward_flops(text.context_tokens) * _PADDING
+    forward = geometry.forward_flops(text.context_tokens) * PADDING
     model = recipe.model.dtype
     collection, training, evaluation, index = Work(), Work(), Work(), Work()
     for sae in saes:
@@ -241,7 +130,7 @@ def _work(recipe: Recipe, geometry: ModelGeometry, saes: tuple[SAECost, ...], ki
         n_collected = heldout
         training.compute("forward", model, forward * n_train)
     collection.compute("forward", model, forward * n_collected)
-    collection.bytes_written = n_collected * _token_bytes(recipe, geometry)
+    collection.bytes_written = n_collected * token_bytes(capture, _captured(recipe, geometry))
     whole = geometry.forward_flops(text.context_tokens, whole=True)
     measured = min(evaluate.heldout_tokens or heldout, heldout)
     indexed = min(recipe.index.heldout_tokens or heldout, heldout)
@@ -269,12 +158,16 @@ def _work(recipe: Recipe, geometry: ModelGeometry, saes: tuple[SAECost, ...], ki
 def _compare_seeds(index: Work, cost: SAECost, sae: SAEConfig, n_tokens: int, d_in: int, kind: str) -> None:
     """Encoding by the second seed, and the products of its latents with the SAE's."""
     index.compute("forward", "float32", 2.0 * n_tokens * d_in * sae.n_latents)
-    if not fits_memory(sae.n_latents, sae.n_latents):
-        return
-    if adds_pairs(cost.l0, cost.l0, sae.n_latents, sae.n_latents, kind):
-        index.bytes_moved += n_tokens * cost.l0**2 * _PAIR_BYTES
+    if fits_memory(sae.n_latents, sae.n_latents):
+        add_products(index, cost.l0, sae.n_latents, n_tokens, kind)
+
+
+def add_products(work: Work, l0: float, n_latents: int, n_tokens: float, kind: str) -> None:
+    """Of all latents of one dictionary with those of another of its size, as correlations need them."""
+    if adds_pairs(l0, l0, n_latents, n_latents, kind):
+        work.bytes_moved += n_tokens * l0**2 * _PAIR_BYTES
     else:
-        index.compute("forward", "float32", 2.0 * n_tokens * sae.n_latents**2)
+        work.compute("forward", "float32", 2.0 * n_tokens * n_latents**2)
 
 
 def _n_dictionaries(recipe: Recipe) -> int:
@@ -282,15 +175,14 @@ def _n_dictionaries(recipe: Recipe) -> int:
     return 1 + sum(name != "pca" for name in recipe.controls)
 
 
-def _token_bytes(recipe: Recipe, geometry: ModelGeometry) -> float:
-    capture = recipe.activations
+def token_bytes(capture: CaptureConfig, widths: Iterable[int]) -> float:
+    """On disk; `widths` of the hook points."""
     scale = _SCALE_BYTES if capture.dtype == "int8" else 0
-    rows = sum(geometry.widths[name] * DTYPE_BYTES[capture.dtype] + scale for name in capture.hook_points)
-    return rows + _ID_BYTES + _TEXT_BYTES
+    return sum(width * DTYPE_BYTES[capture.dtype] + scale for width in widths) + _ID_BYTES + _TEXT_BYTES
 
 
 def _disk(recipe: Recipe, geometry: ModelGeometry, saes: tuple[SAECost, ...]) -> dict[str, float]:
-    capture, each = recipe.activations, _token_bytes(recipe, geometry)
+    capture, each = recipe.activations, token_bytes(recipe.activations, _captured(recipe, geometry))
     heldout = min(recipe.index.heldout_tokens or capture.heldout_tokens, capture.heldout_tokens)
     return {
         "activations": each * ((capture.n_tokens if capture.mode == "store" else 0) + capture.heldout_tokens),
@@ -300,18 +192,40 @@ def _disk(recipe: Recipe, geometry: ModelGeometry, saes: tuple[SAECost, ...]) ->
     }
 
 
-def _model_bytes(model: ModelConfig, parameters: int) -> float:
+def model_bytes(model: ModelConfig, parameters: int) -> float:
+    """Of so many weights."""
     return float(parameters * DTYPE_BYTES[model.dtype])
 
 
-def _forward_bytes(recipe: Recipe, geometry: ModelGeometry, n_tokens: int, n_hook_points: int) -> float:
+def forward_bytes(model: ModelConfig, geometry: ModelGeometry, n_tokens: int, n_hook_points: int) -> float:
+    """Of one forward pass."""
     numbers = (4 + n_hook_points) * geometry.d_model + 3 * geometry.widest
-    return float(n_tokens * numbers * DTYPE_BYTES[recipe.model.dtype])
+    return float(n_tokens * numbers * DTYPE_BYTES[model.dtype])
 
 
-def _window_bytes(recipe: Recipe, geometry: ModelGeometry, dtype: str) -> float:
-    rows = recipe.activations.window_tokens + recipe.text.context_tokens
-    return float(rows * sum(geometry.widths[name] for name in recipe.activations.hook_points) * DTYPE_BYTES[dtype])
+def logit_bytes(model: ModelConfig, vocabulary: int, forward_tokens: int) -> float:
+    """Three sets, and 128 rows in float32 four times."""
+    return float(3 * forward_tokens * vocabulary * DTYPE_BYTES[model.dtype] + 4 * 128 * vocabulary * 4)
+
+
+def window_bytes(capture: CaptureConfig, context_tokens: int, widths: Iterable[int], dtype: str) -> float:
+    """Of one window of every hook point; `widths` of these."""
+    return float((capture.window_tokens + context_tokens) * sum(widths) * DTYPE_BYTES[dtype])
+
+
+def loading_bytes(model: ModelConfig, geometry: ModelGeometry, *, whole: bool) -> dict[str, float]:
+    """In the host's memory while weights pass through it to a GPU."""
+    parameters, name = (geometry.parameters, "whole") if whole else (geometry.parameters_read, "cut")
+    return {"program": PROGRAM_BYTES, f"{name} model while loading": model_bytes(model, parameters)}
+
+
+def _captured(recipe: Recipe, geometry: ModelGeometry) -> list[int]:
+    """Widths of what is captured."""
+    return [geometry.widths[name] for name in recipe.activations.hook_points]
+
+
+def _window(recipe: Recipe, geometry: ModelGeometry, dtype: str) -> float:
+    return window_bytes(recipe.activations, recipe.text.context_tokens, _captured(recipe, geometry), dtype)
 
 
 def _read_dtype(recipe: Recipe) -> str:
@@ -322,30 +236,30 @@ def _read_dtype(recipe: Recipe) -> str:
 def _device_memory(recipe: Recipe, geometry: ModelGeometry, saes: tuple[SAECost, ...], kind: str) -> Stages:
     n_hook_points = len(recipe.activations.hook_points)
     cut = {
-        "cut model": _model_bytes(recipe.model, geometry.parameters_read),
-        "one forward": _forward_bytes(recipe, geometry, recipe.text.batch_tokens, n_hook_points),
+        "cut model": model_bytes(recipe.model, geometry.parameters_read),
+        "one forward": forward_bytes(recipe.model, geometry, recipe.text.batch_tokens, n_hook_points),
     }
-    window = _window_bytes(recipe, geometry, recipe.model.dtype)
+    window = _window(recipe, geometry, recipe.model.dtype)
     collect, train = dict(cut), {}
     if recipe.activations.mode == "stream":
         train = cut | {"ring of two windows": 2 * window}
     elif kind == "cpu":
-        train = {"two windows": 2 * _window_bytes(recipe, geometry, _read_dtype(recipe))}
+        train = {"two windows": 2 * _window(recipe, geometry, _read_dtype(recipe))}
     train |= {"SAEs": sum(sae.state_bytes for sae in saes), "one step": max(sae.step_bytes for sae in saes)}
     stages = {"collect": collect, "train": train, **_inspection_memory(recipe, geometry)}
     if kind == "cpu":
         collect["a window"] = window
         for parts in stages.values():
-            parts["program"] = _PROGRAM_BYTES
+            parts["program"] = PROGRAM_BYTES
     return stages
 
 
 def _inspection_memory(recipe: Recipe, geometry: ModelGeometry) -> Stages:
     """Evaluate and index: the whole model, one SAE at a time."""
     evaluate, vocabulary = recipe.evaluate, geometry.vocab_size
-    whole = _model_bytes(recipe.model, geometry.parameters)
-    forward = _forward_bytes(recipe, geometry, evaluate.forward_tokens, 1)
-    logits = 3 * evaluate.forward_tokens * vocabulary * DTYPE_BYTES[recipe.model.dtype] + 4 * 128 * vocabulary * 4
+    whole = model_bytes(recipe.model, geometry.parameters)
+    forward = forward_bytes(recipe.model, geometry, evaluate.forward_tokens, 1)
+    logits = logit_bytes(recipe.model, vocabulary, evaluate.forward_tokens)
     widest = max(recipe.sae, key=lambda sae: sae.n_latents * sum(_sae_widths(sae, geometry)))
     d_in, d_out = _sae_widths(widest, geometry)
     weights = 4.0 * widest.n_latents * (d_in + d_out)
@@ -355,7 +269,7 @@ def _inspection_memory(recipe: Recipe, geometry: ModelGeometry) -> Stages:
         "evaluate": {
             "whole model": whole,
             "one forward": forward,
-            "logits": float(logits if evaluate.downstream_tokens else 0),
+            "logits": logits if evaluate.downstream_tokens else 0.0,
             "SAE and controls": _n_dictionaries(recipe) * weights,
             "latents": 3 * evaluate.batch_tokens * latents,
             "PCA": 4 * 8.0 * max(d_in, d_out) ** 2,
@@ -372,11 +286,10 @@ def _inspection_memory(recipe: Recipe, geometry: ModelGeometry) -> Stages:
 
 def _host_memory(recipe: Recipe, geometry: ModelGeometry) -> Stages:
     """Beside a GPU: weights pass through the host when loaded, and a store's windows are written and read there."""
-    window = _window_bytes(recipe, geometry, recipe.model.dtype)
-    cut = {"program": _PROGRAM_BYTES, "cut model while loading": _model_bytes(recipe.model, geometry.parameters_read)}
-    whole = {"program": _PROGRAM_BYTES, "whole model while loading": _model_bytes(recipe.model, geometry.parameters)}
+    window = _window(recipe, geometry, recipe.model.dtype)
+    cut, whole = (loading_bytes(recipe.model, geometry, whole=each) for each in (False, True))
     if recipe.activations.mode == "stream":
         return {"collect": cut | {"a window": window}, "train": cut, "evaluate": whole}
-    read = 2 * _window_bytes(recipe, geometry, _read_dtype(recipe))
-    train = {"program": _PROGRAM_BYTES, "two windows": read}
+    read = 2 * _window(recipe, geometry, _read_dtype(recipe))
+    train = {"program": PROGRAM_BYTES, "two windows": read}
     return {"collect": cut | {"a window": window}, "train": train, "evaluate": whole}

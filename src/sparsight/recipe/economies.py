@@ -8,6 +8,7 @@ smaller dictionaries make it another study.
 import json
 from collections.abc import Iterator
 
+from sparsight.recipe.comparison import LEAST_SEEDS, Comparison
 from sparsight.recipe.schema import Recipe
 
 __all__ = ["Change", "economies"]
@@ -22,8 +23,32 @@ _LEAST_STEP = 512
 _LEAST_LATENTS = 1024
 
 
-def economies(recipe: Recipe, *, fitting_tokens: int = 0) -> Iterator[list[Change]]:
+def economies(recipe: Recipe | Comparison, *, fitting_tokens: int = 0) -> Iterator[list[Change]]:
     """Families of changes. `fitting_tokens`: training tokens whose store would fit the disk, when that is short."""
+    return (_of_comparison if isinstance(recipe, Comparison) else _of_study)(recipe, fitting_tokens)  # type: ignore[arg-type]
+
+
+def _of_comparison(recipe: Comparison, fitting_tokens: int) -> Iterator[list[Change]]:
+    capture, chosen = recipe.activations, recipe.dictionaries
+    yield _halvings("activations.window_tokens", capture.window_tokens, _LEAST_WINDOW)
+    yield _halvings("text.batch_tokens", recipe.text.batch_tokens, recipe.text.context_tokens)
+    yield _halvings("closure.forward_tokens", recipe.closure.forward_tokens, _LEAST_EVALUATED)
+    if recipe.base.dtype == "float32":
+        yield [('base.dtype="bfloat16"',)]
+    if chosen.crosscoders:
+        yield [("dictionaries.crosscoders=false",)]
+    if capture.dtype == "float32":
+        yield [('activations.dtype="bfloat16"',)]
+    if fitting_tokens:
+        yield [(f"activations.n_tokens={fitting_tokens}",)]
+    yield _halvings("activations.heldout_tokens", capture.heldout_tokens, _LEAST_HELDOUT)
+    yield _halvings("train.batch_tokens", recipe.train.batch_tokens, _LEAST_STEP)
+    fewer = range(chosen.seeds - 1, LEAST_SEEDS - 1, -1)
+    yield [(f"dictionaries.seeds={n}",) for n in fewer]
+    yield _halvings("dictionaries.n_latents", chosen.n_latents, _LEAST_LATENTS)
+
+
+def _of_study(recipe: Recipe, fitting_tokens: int) -> Iterator[list[Change]]:
     capture, evaluate = recipe.activations, recipe.evaluate
     if recipe.model.dtype == "float32":
         yield [('model.dtype="bfloat16"',)]

@@ -1,4 +1,4 @@
-"""Fit: a recipe's cost held against what a device, its host and a disk have; and what to change where it does not fit.
+"""Fit: the cost of a study or a comparison held against what a device, its host and a disk have; and what to change where it does not fit.
 
 Changes are tried, not guessed: each candidate recipe is costed anew, so what the message names does fit by the same
 arithmetic. First single changes that suffice alone, else changes taken together in the order of `economies`, else the
@@ -15,12 +15,14 @@ from pathlib import Path
 from sparsight.artifact.devices import DEVICES, Device
 from sparsight.errors import SparsightError
 from sparsight.lm.geometry import ModelGeometry
+from sparsight.recipe.comparison import Comparison
+from sparsight.recipe.comparison_cost import comparison_cost
 from sparsight.recipe.cost import Cost, recipe_cost
 from sparsight.recipe.economies import Change, economies
 from sparsight.recipe.schema import Recipe
 from sparsight.recipe.toml import dump_recipe, parse_recipe
 
-__all__ = ["Fit", "gigabytes", "hold_against"]
+__all__ = ["Fit", "cost_of", "gigabytes", "hold_against"]
 
 # part of the run directory -> what of the cost's disk lands in it
 _RUN_FOLDERS = {"activations": ("activations",), "saes": ("saes", "checkpoints"), "features": ("features",)}
@@ -32,7 +34,7 @@ _LARGEST_PARTS = 3
 class Fit:
     """What a recipe needs and what there is. Needs are estimates."""
 
-    recipe: Recipe
+    recipe: Recipe | Comparison
     geometry: ModelGeometry
     device: Device
     cost: Cost
@@ -46,7 +48,7 @@ class Fit:
     @property
     def disk_bytes(self) -> float:
         """Bytes that the run still has to write."""
-        parts = {name: sum(self.cost.disk[part] for part in covered) for name, covered in _RUN_FOLDERS.items()}
+        parts = {name: sum(self.cost.disk.get(part, 0.0) for part in covered) for name, covered in _RUN_FOLDERS.items()}
         return sum(max(0.0, needed - self.on_disk.get(name, 0.0)) for name, needed in parts.items())
 
     @property
@@ -133,10 +135,11 @@ class Fit:
     def _with(self, *changes: Change) -> "Fit | None":
         """The fit of the changed recipe; None when there is no such recipe."""
         try:
-            recipe = parse_recipe(dump_recipe(self.recipe), [override for change in changes for override in change])
+            overrides = [override for change in changes for override in change]
+            recipe = parse_recipe(dump_recipe(self.recipe), overrides, cls=type(self.recipe))
         except SparsightError:
             return None
-        return replace(self, recipe=recipe, cost=recipe_cost(recipe, self.geometry, self.device.kind))
+        return replace(self, recipe=recipe, cost=cost_of(recipe, self.geometry, self.device.kind))
 
     def _tokens_that_fit(self) -> int:
         """Training tokens whose store fits the disk, rounded down to two digits; 0 when the disk is not short."""
@@ -150,13 +153,20 @@ class Fit:
         return fitting // unit * unit
 
 
-def hold_against(recipe: Recipe, geometry: ModelGeometry, device: Device, run_path: Path, *, here: bool) -> Fit:
+def cost_of(recipe: Recipe | Comparison, geometry: ModelGeometry, kind: str) -> Cost:
+    """The cost of a study or a comparison on a `kind` of device, cuda or cpu."""
+    return (comparison_cost if isinstance(recipe, Comparison) else recipe_cost)(recipe, geometry, kind)  # type: ignore[arg-type]
+
+
+def hold_against(
+    recipe: Recipe | Comparison, geometry: ModelGeometry, device: Device, run_path: Path, *, here: bool
+) -> Fit:
     """The fit of a recipe; `here`: on this machine, so that its disk counts."""
     return Fit(
         recipe=recipe,
         geometry=geometry,
         device=device,
-        cost=recipe_cost(recipe, geometry, device.kind),
+        cost=cost_of(recipe, geometry, device.kind),
         run_path=run_path,
         disk_free=_free_bytes(run_path) if here else None,
         on_disk={name: _folder_bytes(run_path / name) for name in _RUN_FOLDERS},

@@ -21,7 +21,7 @@ from sparsight.lm.geometry import read_geometry
 from sparsight.recipe.comparison import Comparison
 from sparsight.recipe.schema import Recipe
 
-__all__ = ["compare_pair", "dump_recipe", "load_comparison", "load_recipe", "parse_recipe"]
+__all__ = ["compare_pair", "dump_recipe", "load_comparison", "load_either", "load_recipe", "parse_recipe"]
 
 
 def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
@@ -32,6 +32,16 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
 def load_comparison(path: str | Path, overrides: Sequence[str] = ()) -> Comparison:
     """The recipe of a comparison in a TOML file, likewise."""
     return parse_recipe(_read(path), overrides, source=str(path), cls=Comparison)
+
+
+def load_either(path: str | Path, overrides: Sequence[str] = ()) -> Recipe | Comparison:
+    """The recipe in a TOML file, of a comparison where it names a base or a fine-tune, else of a study."""
+    text = _read(path)
+    try:
+        named = tomllib.loads(text).keys()
+    except tomllib.TOMLDecodeError:
+        named = set()  # parse_recipe says what is wrong
+    return parse_recipe(text, overrides, source=str(path), cls=Comparison if named & {"base", "tuned"} else Recipe)
 
 
 def compare_pair(
