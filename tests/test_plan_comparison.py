@@ -102,16 +102,17 @@ def test_a_null_that_is_to_be_made_is_paid_for():
     tokens = made.fit.recipe.null_training.steps * made.fit.recipe.null_training.batch_tokens
     whole = made.fit.geometry.forward_flops(128, whole=True)
     assert made.fit.cost.work["null"].flops["forward", "bfloat16"] == pytest.approx(2 * tokens * whole * PADDING)
-    assert "null" not in plan().fit.cost.work
+    assert "null" not in plan(*ALONE).fit.cost.work
     assert "null an adapter to be made" in made.render()
 
 
 def test_steps_that_a_comparison_leaves_out_cost_nothing():
     assert "grounding" in plan().seconds
     alone = replace(load(), fine_tuning=None)
-    assert "grounding" not in make_plan(alone, device="cpu").seconds
+    assert not {"grounding", "telling"} & set(make_plan(alone, device="cpu").seconds)
+    assert plan("writing.controls=40").seconds["telling"] > 1.5 * plan().seconds["telling"]
     given = plan('saes=["a","b"]')
-    assert set(given.seconds) == {"capture", "where", "dense", "labels", "closure", "grounding"}
+    assert set(given.seconds) == {"null", "capture", "where", "dense", "labels", "closure", "grounding"}
     assert given.seconds["labels"] < plan().seconds["labels"]
 
 
@@ -199,11 +200,15 @@ def test_closure_takes_as_many_passes_as_the_plan_says(tiny: Plan, models: dict[
     batch = ActivationBatch(rows, ids.int(), ids // CONTEXT, (ids % CONTEXT).int(), ids // CONTEXT)
     trainer = SAETrainer(SAEConfig(id="a", n_latents=64, k=32, init="linear"), 32, 32, total_steps=1, batch_tokens=8)
     trainer.initialize(tuned - base)
-    codes = {"difference": DifferenceCode(trainer.finished(), "difference")}
+    codes = {
+        "difference": DifferenceCode(trainer.finished(), "difference"),
+        "tuned.0": DifferenceCode(trainer.finished(), "tuned"),
+    }
+    changed = {"tuned.0": {"called changed": [1, 2]}}
 
     def run() -> None:
         dense = fit_difference([batch], POINT, k=20)
-        options = {"sizes": (2, 5, 9, 14), "forward_tokens": 240}
+        options = {"sizes": (2, 5, 9, 14), "forward_tokens": 240, "named": changed}
         found = closure_findings(models, codes, dense, lambda: [batch], text, text, POINT, **options)
         assert {row["n_latents"] for row in found["difference"]["rows"] if row["name"] == "top"} == {2, 5, 9, 14}
 

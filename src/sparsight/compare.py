@@ -45,6 +45,7 @@ from sparsight.findings import (
 from sparsight.grounding import CausalConfig, DetailConfig, FineTuningText, Tracer, WriteConfig
 from sparsight.lm import ROLES, LanguageModel, check_pair, load_models, mix_texts, train_adapter
 from sparsight.metrics import SpliceText, kept_tokens
+from sparsight.plan import check_fits
 from sparsight.recipe import Comparison, check_same_study, dump_recipe, load_comparison
 from sparsight.sae import SparseAutoencoder
 from sparsight.train import train_saes
@@ -78,6 +79,7 @@ class _Comparing:
         if self.findings.report.exists():
             _log.info("%s is complete; nothing to do.", self.run.path)
             return
+        check_fits(self.recipe, self.run.path)
         self.manifest.record(**environment())
         self._step("null", self._null)
         self._step("preflight", self._preflight)

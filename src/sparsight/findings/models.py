@@ -78,7 +78,7 @@ def closure_findings(
     *,
     sizes: Sequence[int],
     forward_tokens: int,
-    named: Mapping[str, Mapping[str, Sequence[int]]],
+    named: Mapping[str, Mapping[str, Sequence[int]]] | None = None,
 ) -> dict[str, Any]:
     """The closure curve of each code, its latents ranked by attribution on `seen`, of the train split; beside it the first 50
     latents by energy, and for the first code the mean and principal components. `batches`: base and tuned train rows, anew each time.
@@ -89,7 +89,7 @@ def closure_findings(
         pair = models["base"], models["tuned"]
         ranking = attribute_latents(*pair, seen, code, hook_point=hook_point, forward_tokens=forward_tokens // 2)
         half = len(ranking.order) // 2
-        sets = {own: list(members)[:half] for own, members in named.get(name, {}).items()}
+        sets = {own: list(members)[:half] for own, members in (named or {}).get(name, {}).items()}
         rows = closure_curve(
             *pair,
             text,

@@ -8,8 +8,9 @@
     labels         each dictionary's latents on the held-out rows; cosines and products of latents for every pair of dictionaries that is matched;
                    latent scaling of the seeds and crosscoders, 8 dot products of an active latent, 64 d bytes each; an L1's as matrices
     closure        for the difference and the crosscoder: attribution, 2 passes and 4 of 2 with gradients; on H 2 passes, 6 bars, top, bottom
-                   and 3 random sets of each size, 4 more by energy; 3 dense bars with the first
+                   and 3 random sets of each size, 8 more by energy; 3 dense bars with the first; for tuned.0 the latents called changed, as by energy
     grounding      each model writes its texts, a pass over the weights a token of a batch, and base and tuned read all of them
+    telling        the same of the tuned model's texts again, without the latents that tell and without each control; nothing where none tells
     models         an adapter's weights are its base's; any other fine-tune has a memory of its own. They stay to the end
     graph          what a backward pass keeps: 8 d and 4 of the widest inner activation a token and layer
     labels' memory latents 12 bytes each; four F x F tables of a pair; scaling, 9 numbers in float64 a document and latent, three times, a document
@@ -46,7 +47,7 @@ from sparsight.sae import SAEConfig
 __all__ = ["comparison_cost"]
 
 _WRITTEN_AT_ONCE = 256
-_RANDOM_SETS, _BARS, _BY_ENERGY, _DENSE_BARS, _GRADIENT_STEPS = 3, 6, 4, 3, 4
+_RANDOM_SETS, _BARS, _NAMED_SET, _DENSE_BARS, _GRADIENT_STEPS = 3, 6, 8, 3, 4
 _SCALING_BYTES = 9 * 8 * 3
 _DOTS, _DOT_BYTES = (
     8,
@@ -141,7 +142,9 @@ class _Costing:
         self._labels(stage("labels", 0.0))
         self._closure(stage("closure", self._closure_passes() * self._whole))
         if recipe.fine_tuning is not None:
-            self._grounding(stage("grounding", 0.0))
+            self._grounding(stage("grounding", 0.0), len(recipe.roles))
+            if recipe.trained:
+                self._grounding(stage("telling", 0.0), 3 + recipe.writing.controls)
         return found
 
     def _training(self) -> Work:
@@ -185,8 +188,9 @@ class _Costing:
         options = self.recipe.closure
         attribution = options.attributed_tokens * (2 + 2 * _GRADIENT_STEPS)
         sets = (2 + _RANDOM_SETS) * len(options.sizes)
-        curve = options.heldout_tokens * (2 + _BARS + sets + _BY_ENERGY)
-        return self._n_codes * (attribution + curve) + options.heldout_tokens * _DENSE_BARS
+        curve, named = (options.heldout_tokens * (2 + _BARS + more + _NAMED_SET) for more in (sets, 0))
+        changed = attribution + named if self.recipe.trained else 0
+        return self._n_codes * (attribution + curve) + changed + options.heldout_tokens * _DENSE_BARS
 
     def _closure(self, work: Work) -> None:
         """Energy of every latent on the train rows, for each code; and the difference's components."""
@@ -195,13 +199,14 @@ class _Costing:
         work.compute("forward", "float32", 2.0 * codes * n_tokens * self._d * self.recipe.dictionaries.n_latents)
         work.compute("forward", "float32", 2.0 * n_tokens * self._d**2)
 
-    def _grounding(self, work: Work) -> None:
-        writing, n_models = self.recipe.writing, len(self.recipe.roles)
+    def _grounding(self, work: Work, n_texts: int) -> None:
+        """`n_texts`: for each prompt."""
+        writing = self.recipe.writing
         tokens = writing.prompts * (writing.prompt_tokens + writing.max_new_tokens)
-        work.compute("forward", self.recipe.base.dtype, 3 * n_models * tokens * self._whole)
+        work.compute("forward", self.recipe.base.dtype, 3 * n_texts * tokens * self._whole)
         batches = -(-writing.prompts // _WRITTEN_AT_ONCE)
         weights = model_bytes(self.recipe.base, self.geometry.parameters)
-        work.bytes_moved += n_models * batches * writing.max_new_tokens * weights
+        work.bytes_moved += n_texts * batches * writing.max_new_tokens * weights
 
     @property
     def _models(self) -> float:
