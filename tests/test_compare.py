@@ -159,6 +159,13 @@ def test_what_cannot_be_compared_is_refused_in_one_line(tiny, tmp_path, capsys, 
     assert message in told
 
 
+def test_verbs_of_a_study_say_what_a_comparison_is(done, capsys):
+    for verb in ("show", "serve", "evaluate"):
+        with pytest.raises(SystemExit):
+            cli.main([verb, str(done)])
+        assert "is a comparison's: `sparsight compare` runs it" in capsys.readouterr().err
+
+
 def test_a_run_of_another_comparison_is_not_gone_on_with(tiny, done):
     with pytest.raises(RecipeError, match=r"dictionaries\.k"):
         from sparsight.compare import compare_models

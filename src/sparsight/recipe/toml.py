@@ -26,7 +26,12 @@ __all__ = ["compare_pair", "dump_recipe", "load_comparison", "load_either", "loa
 
 def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     """The recipe in a TOML file, with `section.key=value` overrides. Raises RecipeError in one line."""
-    return parse_recipe(_read(path), overrides, source=str(path))
+    text = _read(path)
+    if _is_comparison(text):
+        raise RecipeError(
+            f"{path} is a comparison's: `sparsight compare` runs it, and what it found is in compare/report.html of its run."
+        )
+    return parse_recipe(text, overrides, source=str(path))
 
 
 def load_comparison(path: str | Path, overrides: Sequence[str] = ()) -> Comparison:
@@ -35,13 +40,17 @@ def load_comparison(path: str | Path, overrides: Sequence[str] = ()) -> Comparis
 
 
 def load_either(path: str | Path, overrides: Sequence[str] = ()) -> Recipe | Comparison:
-    """The recipe in a TOML file, of a comparison where it names a base or a fine-tune, else of a study."""
+    """The recipe in a TOML file, of a comparison or else of a study."""
     text = _read(path)
+    return parse_recipe(text, overrides, source=str(path), cls=Comparison if _is_comparison(text) else Recipe)
+
+
+def _is_comparison(text: str) -> bool:
+    """Whether it names a base or a fine-tune."""
     try:
-        named = tomllib.loads(text).keys()
+        return bool(tomllib.loads(text).keys() & {"base", "tuned"})
     except tomllib.TOMLDecodeError:
-        named = set()  # parse_recipe says what is wrong
-    return parse_recipe(text, overrides, source=str(path), cls=Comparison if named & {"base", "tuned"} else Recipe)
+        return False  # parse_recipe says what is wrong
 
 
 def compare_pair(
