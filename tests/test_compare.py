@@ -201,13 +201,15 @@ def made(n_emergent: tuple[float, ...], null: tuple[float, ...], reseed: tuple[f
         (made((1, 0, 0), (0, 1, 0), (0, 0, 0)), "No detectable difference"),
         (made((0, 0, 0), (), (0, 0, 0)), "No detectable difference"),
         (made((0, 0, 0), (), (0, 0, 0), n_tested=0), "Undetermined"),
+        (made((0, 0, 0), (), (0, 0, 0), n_tested=9), "Undetermined: 9 of 99"),
+        (made((9, 8, 10), (), (0, 0, 0), n_tested=9), "9.0 latents"),
     ],
 )
 def test_the_headline_has_its_nulls_in_it(labels, begins):
     sentence = headline(labels)
     assert sentence.startswith(begins)
     assert "null fine-tune" in sentence or "null" not in labels["counts"]
-    assert "seeds of the base itself" in sentence or labels["tests"]["direction"]["n_tested"] == 0
+    assert "seeds of the base itself" in sentence or begins.startswith("Undetermined")
 
 
 def test_hostile_tokens_and_texts_stay_text_on_the_page(done, tmp_path):

@@ -18,6 +18,9 @@ from sparsight.findings.summaries import (
 __all__ = ["dense_lines", "headline", "markdown", "telling_lines"]
 
 
+_LEAST_TESTED = 0.1  # of the latents: where fewer could be tested, that none is called changed says little
+
+
 def headline(labels: dict[str, Any]) -> str:
     """One sentence. "No detectable difference" where the fine-tune's count is within the nulls'; "undetermined" where too little could be tested."""
     if labels["seeds"]["tuned"] == 1:
@@ -26,17 +29,18 @@ def headline(labels: dict[str, Any]) -> str:
             f"{labels['naive']['real']['of']:,} latents have no partner above cosine 0.7, as often is so between two seeds of one model."
         )
     tests, of = labels["tests"]["direction"], sum(labels["counts"]["tuned"][0].values())
-    if not tests["n_tested"]:
-        return (
-            f"Undetermined: of {of:,} latents none was found again by every seed of its own model and fired often enough on "
-            f"{labels['n_tokens']:,} held-out tokens. Read more tokens, or train longer."
-        )
     called = {side: [seed["emergent"] for seed in seeds] for side, seeds in labels["counts"].items()}
     by_seeds = labels["emergent_by_seeds"]
     real, alone, reseed = (float(np.mean(each)) for each in (called["tuned"], by_seeds["tuned"], by_seeds["reseed"]))
     beside = [f"the same tests find {np.mean(called['null']):.1f} in a null fine-tune"] if "null" in called else []
     beside.append(f"before latent scaling it is {alone:.1f}, and {reseed:.1f} between seeds of the base itself")
     nothing = real <= max(called.get("null", [0])) or alone <= max(by_seeds["reseed"])
+    if nothing and tests["n_tested"] < _LEAST_TESTED * of:
+        return (
+            f"Undetermined: {tests['n_tested']:,} of {of:,} latents were found again by every seed of their own model and fired often enough on "
+            f"{labels['n_tokens']:,} held-out tokens to be tested, which is too few to say that nothing changed. Read more tokens, train longer, or "
+            "train fewer latents."
+        )
     return (
         f"{'No detectable difference: ' if nothing else ''}{real:.1f} latents of the fine-tune have no linear analogue in the base's dictionaries "
         f"(mean of {len(called['tuned'])} seeds, q <= {labels['config']['q']:g}); {'; '.join(beside)}. {tests['n_tested']:,} of {of:,} latents "

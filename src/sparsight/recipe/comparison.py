@@ -41,8 +41,8 @@ class DictionaryConfig:
     """SAEs of the null fine-tune, where there is one; 2 at least, 3 to test it as the fine-tune is tested."""
     crosscoders: bool = True
     """Also train a BatchTopK crosscoder and an L1 one, whose exclusive latents latent scaling then tests."""
-    l1_coefficient: float = 0.003
-    """Of the L1 crosscoder."""
+    l1_coefficient: float = 2.0
+    """Of the L1 crosscoder. Of a LoRA on SmolLM2, 1,152 latents: L0 133 at 1, 30 at 3, 12 at 8."""
 
 
 @dataclass(frozen=True, kw_only=True)
