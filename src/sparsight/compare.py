@@ -52,6 +52,10 @@ from sparsight.train import train_saes
 
 __all__ = ["compare_models"]
 
+_OF_EACH = (
+    0.6  # of the tokens wanted, from each of two texts: some are masked, and more or fewer than asked for are held out
+)
+
 _log = logging.getLogger(__name__)
 
 
@@ -154,8 +158,9 @@ class _Comparing:
             return {"path": "", "balanced": True, "shares": []}
         sources = {"ordinary": self.recipe.text, "fine-tuning": self.recipe.fine_tuning}
         wanted = self.recipe.activations.n_tokens + self.recipe.activations.heldout_tokens
+        each = round(_OF_EACH * wanted)
         return mix_texts(
-            sources, self.models["base"].tokenizer, self.run.path / "text.jsonl", tokens_each=wanted
+            sources, self.models["base"].tokenizer, self.run.path / "text.jsonl", tokens_each=each
         ).to_json()
 
     def _captured(self) -> ActivationStore:
