@@ -59,9 +59,13 @@ def test_random_dictionaries_are_at_chance():
     assert found.chance_mmcs.low < found.mmcs.high
 
 
-@pytest.mark.parametrize("pair_cost", [0, 10**9], ids=["pair by pair", "dense"])
-def test_correlations_are_numpys(monkeypatch, pair_cost):
+@pytest.mark.parametrize(
+    ("pair_cost", "compiled"), [(0, True), (0, False), (10**9, True)], ids=["compiled", "pair by pair", "dense"]
+)
+def test_correlations_are_numpys(monkeypatch, pair_cost, compiled):
     monkeypatch.setattr(stability_module, "_PAIR_COST", pair_cost)
+    if not compiled:
+        monkeypatch.setattr(stability_module, "native_library", lambda _: None)
     monkeypatch.setattr(stability_module, "_PAIRS_AT_ONCE", 5000)
     ours, theirs = latents(0), latents(1, 25)
     theirs[:, 3] += 0.5 * ours[:, 7]

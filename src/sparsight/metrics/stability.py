@@ -15,14 +15,17 @@ Trade-off: the matching is exact (Hungarian) up to 8,192 latents alive, since it
 (2 GB at most); beyond, they are left out, and what reads them says so.
 """
 
+import ctypes
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from sparsight.artifact.native import native_library
 from sparsight.errors import MetricError
 from sparsight.metrics.recovery import match_features
 from sparsight.sae import SparseLatents
@@ -44,6 +47,7 @@ _BLOCK_LATENTS = 2048
 # Adding the active pairs one by one costs what some 500 multiplications of a dense product cost on a CPU.
 _PAIR_COST = 500
 _PAIRS_AT_ONCE = 2**21
+_SOURCE = Path(__file__).with_name("pairs.c")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,12 +135,7 @@ class CrossMoments:
             return
         active = ours.values.shape[1], theirs.values.shape[1]
         if adds_pairs(*active, *self._sizes, self._device.type):
-            n_rows = max(1, _PAIRS_AT_ONCE // max(1, active[0] * active[1]))
-            for a, b, x, y in zip(
-                *(part.split(n_rows) for part in (*ours[:1], *theirs[:1], *ours[1:], *theirs[1:])), strict=True
-            ):
-                places = a[:, :, None] * self._sizes[1] + b[:, None, :]
-                self._products.view(-1).index_add_(0, places.flatten(), (x[:, :, None] * y[:, None, :]).flatten())
+            _add_pairs(self._products, ours, theirs)
         else:
             self._products.addmm_(_dense(ours, self._sizes[0]).T, _dense(theirs, self._sizes[1]))
 
@@ -233,6 +232,21 @@ def _matched(ours: Float[Tensor, "F d"], theirs: Float[Tensor, "G d"]) -> Latent
         return None
     matching = match_features(theirs, ours)
     return LatentMean.of(matching.cosine[matching.latent >= 0])
+
+
+def _add_pairs(products: Float[Tensor, "F G"], ours: SparseLatents, theirs: SparseLatents) -> None:
+    """Adds each token's products of active latents, pair by pair; compiled, a tenth of the time (pairs.c)."""
+    parts = [part.contiguous() for pair in (ours, theirs) for part in (pair.indices.long(), pair.values.float())]
+    library = native_library(_SOURCE)
+    if library is not None:
+        sizes = (len(ours.values), ours.values.shape[1], theirs.values.shape[1], *products.shape)
+        pointers = (ctypes.c_void_p(part.data_ptr()) for part in (*parts, products))
+        library.add_pairs(*map(ctypes.c_int64, sizes), *pointers)
+        return
+    n_rows = max(1, _PAIRS_AT_ONCE // max(1, ours.values.shape[1] * theirs.values.shape[1]))
+    for latents, values, others, theirs_there in zip(*(part.split(n_rows) for part in parts), strict=True):
+        places = latents[:, :, None] * products.shape[1] + others[:, None, :]
+        products.view(-1).index_add_(0, places.flatten(), (values[:, :, None] * theirs_there[:, None, :]).flatten())
 
 
 def _dense(latents: SparseLatents, n_latents: int) -> Float[Tensor, "n F"]:
