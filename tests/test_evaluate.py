@@ -217,6 +217,14 @@ def test_downstream_text_is_whole_pieces_in_stored_order(store):
     assert [piece.start for piece in text.pieces] == [0, 14]
     assert len(SpliceText.choose(table, kept_tokens(store, table), 14).pieces) == 1
     assert len(SpliceText.choose(table, kept_tokens(store, table), 10**9).pieces) == len(table)
+    ids, lengths = table.document_ids, np.diff(table.offsets)
+    firsts = np.array([i for i, each in enumerate(ids) if each not in ids[:i]])
+    spread = SpliceText.choose(table, kept_tokens(store, table), int(lengths[firsts].sum()), most_documents=True)
+    assert [piece.document_id for piece in spread.pieces] == ids[firsts].tolist()
+    kept = kept_tokens(store, table)
+    expected = np.concatenate([kept[table.offsets[i] : table.offsets[i + 1]] for i in firsts])
+    assert np.array_equal(spread.kept, expected)
+    assert np.diff(spread.offsets).tolist() == lengths[firsts].tolist()
 
 
 def test_only_held_out_rows_are_measured_and_the_batch_size_does_not_matter(model, store):

@@ -94,6 +94,7 @@ def test_a_planted_latent_tells_and_taking_it_out_changes_what_is_written(monkey
     assert [seed["found"] for seed in report["seeds"]] == [[0], [0]]
     assert report["seeds"][0]["again"] == [1]
     assert report["ceiling"]["auc"] > 0.95
+    assert (report["ablation"]["seed"], report["ablation"]["latents"]) == (0, [0])
     rate = report["ablation"]["changes"]["urr"]
     assert (rate["plain"], rate["ablated"], rate["largest_control"]) == (0.5, 0.0, 0.0)
     assert rate["p"] == 0.05
@@ -105,5 +106,5 @@ def test_where_nothing_tells_nothing_is_taken_out(monkeypatch):
     report = found(monkeypatch, planted=False)
     assert [seed["found"] for seed in report["seeds"]] == [[], []]
     assert report["ablation"] is None
-    assert "No latent tells them at all" in telling_lines(report)[-1]
+    assert "None tells them better than the best by luck" in telling_lines(report)[-1]
     assert len(telling_tables(report)) == 1

@@ -129,7 +129,8 @@ class _Comparing:
 
     def _text_of(self, split: str, n_tokens: int) -> SpliceText:
         pieces = self.store.pieces(split)
-        return SpliceText.choose(pieces, kept_tokens(self.store, pieces, split), n_tokens)
+        kept = kept_tokens(self.store, pieces, split)
+        return SpliceText.choose(pieces, kept, n_tokens, most_documents=True)
 
     def _null(self) -> dict[str, Any]:
         if not self.recipe.make_null:

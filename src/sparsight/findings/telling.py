@@ -48,7 +48,7 @@ class TellingLatents:
     hook_point: str
 
     def findings(self, neutral: Sequence[np.ndarray], config: CausalConfig) -> dict[str, Any]:
-        """Scores of every seed beside their nulls and the linear ceiling, and the ablation of the first seed's. `neutral`: ordinary texts.
+        """Scores of every seed beside their nulls and the linear ceiling, and one seed's ablation. `neutral`: ordinary texts.
 
         What too few spans leave open is said in "undetermined".
         """
@@ -78,24 +78,26 @@ class TellingLatents:
                 for seed, each in enumerate(scores)
             ],
             "ceiling": {"auc": ceiling.auc, "p": ceiling.p},
-            "ablation": self._ablation(scores[0], neutral[:_NEUTRAL_TEXTS], config),
+            "ablation": self._ablation(scores, neutral[:_NEUTRAL_TEXTS], config),
         }
 
     def _ablation(
-        self, scores: LatentScores, neutral: Sequence[np.ndarray], config: CausalConfig
+        self, scores: Sequence[LatentScores], neutral: Sequence[np.ndarray], config: CausalConfig
     ) -> dict[str, Any] | None:
-        """Of what was found, else of what tells at all; None where nothing does."""
-        chosen = [int(latent) for latent in (scores.found if len(scores.found) else scores.telling)][:_LARGEST_SET]
-        if not chosen:
+        """Of the first seed that found some, else of the first in which some tell at all; None where nothing does."""
+        sets = [*(each.found for each in scores), *(each.telling for each in scores)]
+        place = next((place for place, latents in enumerate(sets) if len(latents)), None)
+        if place is None:
             return None
-        tuned, sae = self.models["tuned"], self.saes["tuned"][0]
+        seed, chosen = place % len(scores), sets[place][:_LARGEST_SET].tolist()
+        tuned, sae = self.models["tuned"], self.saes["tuned"][seed]
         rows = np.concatenate(read_activations(tuned, [text.token_ids for text in self.traced.texts], self.hook_point))
         try:
             controls = matched_controls(
                 chosen, LatentTraits.of(_latents(sae, rows), sae.W_dec.detach().numpy()), config
             )
         except MetricError as no_match:
-            return {"latents": chosen, "undetermined": str(no_match)}
+            return {"seed": seed, "latents": chosen, "undetermined": str(no_match)}
 
         def label(edits: Sequence[LatentEdit]) -> list[Arranged]:
             return self.tracer.arrange(self.tracer.written(tuned, sae=sae, edits=edits))
@@ -105,7 +107,13 @@ class TellingLatents:
 
         report = ablation_effects(chosen, controls, label, nll, config)
         changes = {name: _changed(each) for name, each in (*report.changes.items(), ("nll", report.nll))}
-        return {"latents": chosen, "n_texts": report.n_texts, "n_controls": len(controls), "changes": changes}
+        return {
+            "seed": seed,
+            "latents": chosen,
+            "n_texts": report.n_texts,
+            "n_controls": len(controls),
+            "changes": changes,
+        }
 
     def _at(self, role: str, ids: Sequence[np.ndarray], places: Sequence[tuple[int, int]]) -> np.ndarray:
         x = read_activations(self.models[role], ids, self.hook_point)

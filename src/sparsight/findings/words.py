@@ -93,13 +93,13 @@ def telling_lines(telling: dict[str, Any]) -> list[str]:
     ]
     ablation = telling["ablation"]
     if ablation is None:
-        return [*lines, "No latent tells them at all, so nothing is taken out."]
-    chosen = ", ".join(map(str, ablation["latents"]))
+        return [*lines, "None tells them better than the best by luck either, so nothing is taken out."]
+    chosen = f"{', '.join(map(str, ablation['latents']))} of tuned.{ablation['seed']}"
     if "undetermined" in ablation:
         return [*lines, f"Latents {chosen} are not taken out: {ablation['undetermined']}"]
     return [
         *lines,
-        f"Taken out: latents {chosen} of tuned.0, over {ablation['n_texts']:,} texts, beside {ablation['n_controls']:,} matched sets.",
+        f"Taken out: latents {chosen}, over {ablation['n_texts']:,} texts, beside {ablation['n_controls']:,} matched sets.",
     ]
 
 

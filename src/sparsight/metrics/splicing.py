@@ -60,11 +60,22 @@ class SpliceText:
     """Start of each piece in `kept`."""
 
     @classmethod
-    def choose(cls, table: PieceTable, kept: Bool[np.ndarray, " tokens"], n_tokens: int) -> "SpliceText":
-        """Whole pieces in stored order until they make `n_tokens`. Raises MetricError when there are none."""
-        n_pieces = int(np.searchsorted(table.offsets[1:], n_tokens)) + 1
-        n_pieces = min(n_pieces, len(table))
-        if not n_pieces:
+    def choose(
+        cls, table: PieceTable, kept: Bool[np.ndarray, " tokens"], n_tokens: int, *, most_documents: bool = False
+    ) -> "SpliceText":
+        """Whole pieces until they make `n_tokens`: in stored order, or with `most_documents` the first of every document, then the second.
+
+        An interval over documents wants many of them. Raises MetricError when there are no pieces.
+        """
+        order = (
+            np.argsort(_place_in_document(table.document_ids), kind="stable")
+            if most_documents
+            else np.arange(len(table))
+        )
+        lengths = np.diff(table.offsets)
+        n_pieces = int(np.searchsorted(np.cumsum(lengths[order]), n_tokens)) + 1
+        chosen = np.sort(order[:n_pieces])
+        if not len(chosen):
             raise MetricError("The held-out split has no text to measure CE on. Collect with heldout_tokens above 0.")
         pieces = [
             Piece(
@@ -75,10 +86,10 @@ class SpliceText:
                 token_ids=np.asarray(table.tokens(i)),
                 heldout=True,
             )
-            for i in range(n_pieces)
+            for i in chosen.tolist()
         ]
-        end = int(table.offsets[n_pieces])
-        return cls(pieces=pieces, kept=kept[:end], offsets=table.offsets[: n_pieces + 1])
+        parts = [kept[table.offsets[i] : table.offsets[i + 1]] for i in chosen.tolist()]
+        return cls(pieces=pieces, kept=np.concatenate(parts), offsets=np.concatenate([[0], np.cumsum(lengths[chosen])]))
 
     def batches(self, forward_tokens: int) -> Iterator[tuple[TokenBatch, Bool[Tensor, "rows positions"]]]:
         """Batches, one piece a row, longest first, each with the mask of positions to replace."""
@@ -92,6 +103,15 @@ class SpliceText:
             flat = self.offsets[piece] + batch.positions.numpy() - starts[piece]
             replace = torch.from_numpy(self.kept[np.clip(flat, 0, len(self.kept) - 1)])
             yield batch, replace & batch.mask & (batch.piece_ids >= 0)
+
+
+def _place_in_document(document_ids: Int[np.ndarray, " pieces"]) -> Int[np.ndarray, " pieces"]:
+    """0 for the first piece of each document, 1 for its second, ..."""
+    order = np.argsort(document_ids, kind="stable")
+    starts = np.flatnonzero(np.diff(document_ids[order], prepend=document_ids[order[:1]] - 1))
+    places = np.empty(len(order), np.int64)
+    places[order] = np.arange(len(order)) - np.repeat(starts, np.diff(np.append(starts, len(order))))
+    return places
 
 
 @dataclass(frozen=True)
