@@ -32,7 +32,7 @@ ALONE = ("null=", "make_null=false")
 
 
 def load(*overrides: str) -> Comparison:
-    return load_comparison(EXAMPLE, overrides)
+    return load_comparison(EXAMPLE, ("dictionaries.seeds=3", "dictionaries.null_seeds=3", *overrides))
 
 
 def plan(*overrides: str, device: str = "cpu") -> Plan:
@@ -303,7 +303,7 @@ def test_a_gpus_host_holds_what_is_compared_on_the_cpu():
 def test_plan_takes_either_kind_of_recipe(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     assert isinstance(load_either(EXAMPLE), Comparison)
     assert isinstance(load_either(ROOT / "recipes" / "demo.toml"), Recipe)
-    cli.main(["plan", str(EXAMPLE), "--device", "cpu", "--set", "dictionaries.seeds=5"])
+    cli.main(["plan", str(EXAMPLE), "--device", "cpu", "--set", "dictionaries.null_seeds=3"])
     printed = capsys.readouterr().out
     for part in ("20 of 1,152 latents", "5 of base, 5 of tuned, 3 of null", "power", "capture", "closure", "together"):
         assert part in printed
