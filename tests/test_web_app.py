@@ -127,6 +127,10 @@ def test_text_gives_what_the_sae_gives(client, run):
         assert [latent for latent, _ in token["active"]] == indices[:l0].tolist()
         assert [value for _, value in token["active"]] == pytest.approx(values[:l0].tolist(), rel=1e-4)
         assert token["error"] == pytest.approx(float(error), rel=1e-4)
+    assert found["latents"]
+    assert all(
+        bool(each["label"]) != bool(each["promoted"]) for each in found["latents"].values()
+    )  # the page shows one of them
     assert found["summary"]["l0_mean"] == pytest.approx(float(expected.l0[~expected.special].mean()))
     named = {str(latent) for token in found["tokens"] for latent, _ in token["active"]}
     assert set(found["latents"]) == named

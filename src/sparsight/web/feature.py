@@ -81,13 +81,18 @@ def contexts_json(
     }
 
 
-def latents_json(opened: Opened, latents: Sequence[int]) -> list[dict[str, Any]]:
-    """Latents named: their best label and promoted tokens."""
+def latents_json(opened: Opened, latents: Sequence[int], *, named: bool = True) -> list[dict[str, Any]]:
+    """Latents with their best label and promoted tokens; without `named` the tokens only of those that have no label, [] else."""
     labels = opened.annotations.labels
-    named = zip(latents, opened.promoted(latents), strict=True)
+    wanted = [latent for latent in latents if named or latent not in labels]
+    promoted = dict(zip(wanted, opened.promoted(wanted), strict=True))
     return [
-        {"latent": int(latent), "label": label_json(labels[latent]) if latent in labels else None, "promoted": promoted}
-        for latent, promoted in named
+        {
+            "latent": int(latent),
+            "label": label_json(labels[latent]) if latent in labels else None,
+            "promoted": promoted.get(latent, []),
+        }
+        for latent in latents
     ]
 
 

@@ -89,7 +89,7 @@ def text_json(
     means = {"error_mean": found.error[ordinary], "l0_mean": found.l0[ordinary]}
     return {
         "tokens": tokens,
-        "latents": {str(row.pop("latent")): row for row in latents_json(opened, sorted(seen))},
+        "latents": {str(row.pop("latent")): row for row in latents_json(opened, sorted(seen), named=False)},
         "summary": {name: number(float(values.mean())) if len(values) else None for name, values in means.items()},
     }
 
