@@ -101,8 +101,8 @@ def test_a_comparison_leaves_tables_and_a_page(done):
     assert nulls[nulls.side == "null"].nu_error.notna().any()  # the null fine-tune is scaled as the fine-tune is
     labels = json.loads((done / "compare" / "labels.json").read_text())
     for side in ("tuned", "null"):
-        scaled = [counts["emergent"] for counts in labels["counts"][side]]
-        assert all(few <= many for few, many in zip(scaled, labels["emergent_by_seeds"][side], strict=True))
+        scaled, alone = ([counts["emergent"] for counts in labels[key][side]] for key in ("counts", "counts_by_seeds"))
+        assert all(few <= many for few, many in zip(scaled, alone, strict=True))
     pairs = pq.read_table(done / "compare" / "pairs.parquet").to_pandas()
     assert pairs.tuned.is_unique
     assert pairs.base.is_unique
@@ -186,7 +186,7 @@ def made(n_emergent: tuple[float, ...], null: tuple[float, ...], reseed: tuple[f
         "seeds": {"base": 3, "tuned": 3} | ({"null": 3} if null else {}),
         "config": {"q": 0.05},
         "counts": counts,
-        "emergent_by_seeds": {side: [row["emergent"] for row in rows] for side, rows in counts.items()},
+        "counts_by_seeds": counts,
         "naive": {"real": {"share": 0.5, "n": 50, "of": 100}, "reseed": {"share": 0.4, "n": 40, "of": 100}},
         "tests": {"direction": {"n_tested": n_tested, "n_null": 300, "least_p": 0.01}},
         "volcano": [[3, 0.4, 0.01, "emergent", 44], [4, 0.0, 1.0, "shared", 50]],
@@ -197,12 +197,13 @@ def made(n_emergent: tuple[float, ...], null: tuple[float, ...], reseed: tuple[f
 @pytest.mark.parametrize(
     ("labels", "begins"),
     [
-        (made((9, 8, 10), (0, 1, 0), (0, 0, 0)), "9.0 latents of the fine-tune have no linear analogue"),
+        (made((9, 8, 10), (0, 1, 0), (0, 0, 0)), "10.0 latents of the fine-tune differ"),
+        (made((9, 8, 10), (8, 9, 10), (0, 0, 0)), "No detectable difference: 10.0"),
         (made((1, 0, 0), (0, 1, 0), (0, 0, 0)), "No detectable difference"),
         (made((0, 0, 0), (), (0, 0, 0)), "No detectable difference"),
         (made((0, 0, 0), (), (0, 0, 0), n_tested=0), "Undetermined"),
         (made((0, 0, 0), (), (0, 0, 0), n_tested=9), "Undetermined: 9 of 99"),
-        (made((9, 8, 10), (), (0, 0, 0), n_tested=9), "9.0 latents"),
+        (made((9, 8, 10), (), (0, 0, 0), n_tested=9), "10.0 latents"),
     ],
 )
 def test_the_headline_has_its_nulls_in_it(labels, begins):
@@ -275,7 +276,7 @@ def test_a_null_fine_tune_is_made_when_asked_for(tiny, tmp_path, capsys):
     assert made["made"]
     assert not made["as_the_fine_tune"]  # the adapter does not say how it was trained
     assert (tmp_path / "run" / "null" / "adapter_config.json").exists()
-    assert "in a null fine-tune" in capsys.readouterr().out
+    assert "null fine-tune" in capsys.readouterr().out
 
 
 def test_two_saes_from_anywhere_are_matched_and_nothing_is_called_emergent(tiny, done, tmp_path, capsys):

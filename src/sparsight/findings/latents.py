@@ -10,7 +10,7 @@
 The null that p-values are taken from is the null fine-tune, where there is one, else the seeds. The null fine-tune itself is tested against
 the seeds. Latent scaling decides beside the seeds, of the null fine-tune's latents as of the fine-tune's. Between seeds of one model it has nothing
 to compare, their activations being the same: reseed is what the seeds alone say, to be held against what they alone say of the fine-tune
-(`emergent_by_seeds`).
+(`counts_by_seeds`).
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -179,7 +179,7 @@ class LatentFindings:
             "config": vars(self.config),
             "changed": self.changed,
             "counts": counts,
-            "emergent_by_seeds": {side: [seed["emergent"] for seed in seeds] for side, seeds in by_seeds.items()},
+            "counts_by_seeds": by_seeds,
             "naive": naive,
             "pw_mcc": similar,
             "tests": {

@@ -8,6 +8,7 @@ import numpy as np
 __all__ = [
     "Table",
     "as_text",
+    "changed_in",
     "closure_table",
     "counts_table",
     "grounding_table",
@@ -36,8 +37,13 @@ def counts_table(labels: dict[str, Any]) -> Table:
     return ["", *_CHANGES, "shared", "undetermined"], rows
 
 
+def changed_in(counts: dict[str, int]) -> int:
+    """Latents of one SAE that are called changed: emergent, rotated or reweighted."""
+    return sum(counts[label] for label in _CHANGES)
+
+
 def naive_table(labels: dict[str, Any]) -> Table:
-    """How many latents either method calls emergent, where something changed and where nothing did."""
+    """How many latents either method calls changed, where something changed and where nothing did."""
     sides = {
         "real": ("tuned", "fine-tune"),
         "null": ("null", "null fine-tune"),
@@ -48,13 +54,10 @@ def naive_table(labels: dict[str, Any]) -> Table:
         if found := labels["naive"].get(name):
             row = [title, f"{found['n']:,} of {found['of']:,} ({found['share']:.0%})"]
             if labels["seeds"]["tuned"] > 1:
-                scaled = [seed["emergent"] for seed in labels["counts"].get(side, [])]
-                row += [
-                    _each(labels["emergent_by_seeds"].get(side, [])),
-                    "the same activations" if side == "reseed" else _each(scaled),
-                ]
+                by_seeds, scaled = (_each(labels[key].get(side, [])) for key in ("counts_by_seeds", "counts"))
+                row += [by_seeds, "the same activations" if side == "reseed" else scaled]
             rows.append(row)
-    header = ["", "naive: no partner above cosine 0.7", "emergent by the seeds, in each SAE", "and by latent scaling"]
+    header = ["", "naive: no partner above cosine 0.7", "changed by the seeds, in each SAE", "and by latent scaling"]
     return header[: len(rows[0])], rows
 
 
@@ -177,8 +180,8 @@ def as_text(table: Table) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
-def _each(numbers: Sequence[int]) -> str:
-    return ", ".join(f"{number:,}" for number in numbers)
+def _each(seeds: Sequence[dict[str, int]]) -> str:
+    return ", ".join(f"{changed_in(counts):,}" for counts in seeds)
 
 
 def _flipped(estimate: dict[str, Any]) -> dict[str, Any]:

@@ -7,6 +7,7 @@ import numpy as np
 from sparsight.findings.results import Findings
 from sparsight.findings.summaries import (
     as_text,
+    changed_in,
     closure_table,
     counts_table,
     grounding_table,
@@ -29,11 +30,11 @@ def headline(labels: dict[str, Any]) -> str:
             f"{labels['naive']['real']['of']:,} latents have no partner above cosine 0.7, as often is so between two seeds of one model."
         )
     tests, of = labels["tests"]["direction"], sum(labels["counts"]["tuned"][0].values())
-    called = {side: [seed["emergent"] for seed in seeds] for side, seeds in labels["counts"].items()}
-    by_seeds = labels["emergent_by_seeds"]
+    called, by_seeds = (
+        {side: [changed_in(seed) for seed in seeds] for side, seeds in labels[key].items()}
+        for key in ("counts", "counts_by_seeds")
+    )
     real, alone, reseed = (float(np.mean(each)) for each in (called["tuned"], by_seeds["tuned"], by_seeds["reseed"]))
-    beside = [f"the same tests find {np.mean(called['null']):.1f} in a null fine-tune"] if "null" in called else []
-    beside.append(f"before latent scaling it is {alone:.1f}, and {reseed:.1f} between seeds of the base itself")
     nothing = real <= max(called.get("null", [0])) or alone <= max(by_seeds["reseed"])
     if nothing and tests["n_tested"] < _LEAST_TESTED * of:
         return (
@@ -41,11 +42,18 @@ def headline(labels: dict[str, Any]) -> str:
             f"{labels['n_tokens']:,} held-out tokens to be tested, which is too few to say that nothing changed. Read more tokens, train longer, or "
             "train fewer latents."
         )
-    return (
-        f"{'No detectable difference: ' if nothing else ''}{real:.1f} latents of the fine-tune have no linear analogue in the base's dictionaries "
-        f"(mean of {len(called['tuned'])} seeds, q <= {labels['config']['q']:g}); {'; '.join(beside)}. {tests['n_tested']:,} of {of:,} latents "
-        "could be tested."
-    )
+    kinds = {
+        kind: np.mean([seed[kind] for seed in labels["counts"]["tuned"]])
+        for kind in ("emergent", "rotated", "reweighted")
+    }
+    parts = [
+        f"{real:.1f} latents of the fine-tune differ from all of the base's dictionaries (mean of {len(called['tuned'])} seeds, q <= "
+        f"{labels['config']['q']:g}): {kinds['emergent']:.1f} have no linear analogue there, {kinds['rotated']:.1f} have turned, "
+        f"{kinds['reweighted']:.1f} weigh more or less"
+    ]
+    parts += [f"the same tests find {np.mean(called['null']):.1f} in a null fine-tune"] if "null" in called else []
+    parts.append(f"before latent scaling it is {alone:.1f}, and {reseed:.1f} between seeds of the base itself")
+    return f"{'No detectable difference: ' if nothing else ''}{'; '.join(parts)}. {tests['n_tested']:,} of {of:,} latents could be tested."
 
 
 def markdown(findings: Findings, name: str, steps: dict[str, Any]) -> str:
