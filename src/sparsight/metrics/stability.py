@@ -235,7 +235,7 @@ def _matched(ours: Float[Tensor, "F d"], theirs: Float[Tensor, "G d"]) -> Latent
 
 
 def _add_pairs(products: Float[Tensor, "F G"], ours: SparseLatents, theirs: SparseLatents) -> None:
-    """Adds each token's products of active latents, pair by pair; compiled, a tenth of the time (pairs.c)."""
+    """Adds each token's products of active latents, pair by pair; compiled, a third of the time (pairs.c)."""
     parts = [part.contiguous() for pair in (ours, theirs) for part in (pair.indices.long(), pair.values.float())]
     library = native_library(_SOURCE)
     if library is not None:
