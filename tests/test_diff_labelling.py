@@ -23,6 +23,8 @@ from sparsight.diff import (
     recall_by_rate,
 )
 from sparsight.errors import ActivationError, MetricError
+from sparsight.findings import LatentFindings
+from sparsight.findings.summaries import changed_in
 from sparsight.sae import SAEConfig, SAETrainer
 
 D, F, SEEDS, STEPS, BATCH = 32, 56, 4, 300, 512
@@ -182,6 +184,17 @@ def test_latent_scaling_has_to_agree():
     ]
     label, _ = label_latents(gaps(rows=ROWS), NULL, LabelConfig(n_strata=1), scaling([0, 0, 0, 1.0], [0, 0, 0, 0]))
     assert LABELS[label[3]] == "shared"
+
+
+def test_latent_scaling_is_asked_of_the_null_fine_tune_as_of_the_fine_tune(seeds):
+    """A planted change in the null's place: found by the seeds, and not where its latents are in the other model, as scaling would show."""
+    found = LatentFindings({"base": seeds["base"], "tuned": seeds["reseed"], "null": seeds["tuned"]}, CONFIG)
+    same = np.ones((3, 2, F))
+    held = LatentScaling(nu=same, low=same - 0.05, high=same + 0.05, n_documents=9, n_tokens=99)
+    found.scaling = {f"{role}.{seed}": held for role in ("base", "tuned", "null") for seed in range(SEEDS)}
+    alone, scaled = found.to_json()["counts_by_seeds"]["null"], found.to_json()["counts"]["null"]
+    assert all(changed_in(counts) >= 3 for counts in alone)
+    assert [changed_in(counts) for counts in scaled] == [0] * SEEDS
 
 
 def test_what_cannot_be_asked_for():

@@ -81,7 +81,8 @@ def found(monkeypatch, *, planted: bool) -> dict:
     tracer = SimpleNamespace(arrange=lambda texts: texts, written=rewritten)
     each = telling.TellingLatents(
         tracer=tracer,
-        traced=SimpleNamespace(texts=texts, arranged=[arranged(label) for label in labels]),
+        texts=texts,
+        arranged=[arranged(label) for label in labels],
         models={"tuned": "tuned", "base": "base"},
         saes={"tuned": [sae, sae], "base": [sae, sae]},
         hook_point="layers.1",

@@ -1,14 +1,16 @@
 """What a model writes and reads, against its own logits."""
 
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from conftest import make_documents
 from sparsight.errors import MetricError
-from sparsight.grounding import WriteConfig, mean_nll, read_activations, token_log2_p, write_texts
-from sparsight.lm import LanguageModel, ModelConfig, Piece, make_batches
+from sparsight.grounding import WriteConfig, mean_nll, ordinary_texts, read_activations, token_log2_p, write_texts
+from sparsight.lm import LanguageModel, ModelConfig, Piece, TextConfig, document_id, is_heldout, make_batches
 from sparsight.sae import LatentEdit, SAEConfig, SparseAutoencoder
 
 HOOK_POINT = "layers.1"
@@ -107,3 +109,14 @@ def test_activations_come_back_in_the_order_of_the_texts(model: LanguageModel) -
     for ids, x in zip(texts, together, strict=True):
         assert x.shape == (len(ids), 32)
         assert np.allclose(x, read_activations(model, [ids], HOOK_POINT)[0], atol=1e-4)
+
+
+def test_ordinary_texts_are_the_beginnings_of_held_out_documents(model: LanguageModel, tmp_path: Path) -> None:
+    documents = ["", " ", *make_documents(60, shortest=12, longest=40)]
+    file = tmp_path / "web.jsonl"
+    file.write_text("".join(json.dumps({"text": each}) + "\n" for each in documents))
+    config = TextConfig(files=(str(file),), context_tokens=10, heldout_fraction=0.5)
+    heldout = [each for each in documents if each.strip() and is_heldout(document_id(each), 0.5)]
+    assert len(heldout) > 12
+    texts = ordinary_texts(config, model.tokenizer, 12)
+    assert [text.tolist() for text in texts] == [model.tokenizer(each)["input_ids"][:10] for each in heldout[:12]]

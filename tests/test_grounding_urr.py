@@ -13,7 +13,6 @@ from sparsight.grounding import (
     arrange,
     measure_urr,
     pair_rate,
-    wilson_interval,
 )
 
 
@@ -96,10 +95,3 @@ def test_texts_without_pairs_have_no_rate() -> None:
     assert report.outcomes[Outcome.NONE].share == 0.5
     with pytest.raises(MetricError, match="got none"):
         measure_urr([], URRConfig())
-
-
-def test_wilson_is_the_textbook_interval() -> None:
-    low, high = wilson_interval(0, 10)
-    assert (low, high) == (0.0, pytest.approx(0.2775, abs=1e-3))
-    low, high = wilson_interval(5, 10)
-    assert (low, high) == (pytest.approx(0.2366, abs=1e-3), pytest.approx(0.7634, abs=1e-3))

@@ -1,6 +1,7 @@
 """Before a comparison: which models and texts may be compared, and that equal shares of two texts are equal."""
 
 import json
+import math
 import shutil
 from pathlib import Path
 
@@ -75,6 +76,25 @@ def test_models_that_are_no_pair_are_refused_in_a_line(tmp_path: Path, model_fol
         assert "\n" not in str(caught.value)
     with pytest.raises(HookPointError, match=r"layers\.9: the model has layers\.0 to layers\.3"):
         check_pair(base, base, ["layers.9"])
+
+
+def test_the_cosine_of_weights_is_of_those_of_one_name_and_shape(model_folder: Path, base: LanguageModel) -> None:
+    twice = LanguageModel.load(base.config)
+    for weight in twice._module.parameters():
+        weight.data *= 2.0
+    assert base.weights_cosine(twice) == pytest.approx(1.0, abs=1e-6)
+    names = [name for name, weight in twice._module.named_parameters() if weight.ndim > 1]
+    turned = twice._module.get_parameter(names[0])
+    ours = torch.cat([base._module.get_parameter(name).flatten() for name in names]).double()
+    turned.data *= -1.0
+    theirs = torch.cat([twice._module.get_parameter(name).flatten() for name in names]).double()
+    expected = float(ours @ theirs / (ours.norm() * theirs.norm()))
+    assert expected < 0.99
+    assert base.weights_cosine(twice) == pytest.approx(expected, abs=1e-5)
+    for name in names:
+        weight = twice._module.get_parameter(name)
+        weight.data = weight.data[:1]
+    assert math.isnan(base.weights_cosine(twice))  # nothing in common tells nothing
 
 
 def test_templates_must_agree_only_where_text_goes_through_them(model_folder: Path, base: LanguageModel) -> None:

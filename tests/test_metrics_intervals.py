@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from sparsight.errors import MetricError
-from sparsight.metrics import DocumentSums, document_bootstrap
+from sparsight.metrics import DocumentSums, document_bootstrap, wilson_interval
 
 
 def filled(batch_tokens: int) -> DocumentSums:
@@ -90,3 +90,9 @@ def test_intervals_cover_the_truth_where_token_intervals_would_not():
 def test_one_document_has_no_interval():
     with pytest.raises(MetricError, match="at least 2"):
         document_bootstrap(np.ones(1), np.ones(1))
+
+
+def test_wilson_is_the_textbook_interval():
+    low, high = wilson_interval(np.array([0.0, 0.5, 1.0]), 10)
+    assert low.tolist() == pytest.approx([0.0, 0.2366, 0.7225], abs=1e-4)
+    assert high.tolist() == pytest.approx([0.2775, 0.7634, 1.0], abs=1e-4)

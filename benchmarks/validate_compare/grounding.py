@@ -200,21 +200,7 @@ def value_spans(of: Subject, labeller: Labeller) -> tuple[Spans, list[tuple[int,
 
 def scored(scores: LatentScores, **more: Any) -> Row:
     """What is kept of a run of scores."""
-    best = int(np.argmax(scores.auc))
-    return {
-        "n_found": len(scores.found),
-        "best_auc": float(scores.auc[best]),
-        "best_gain": float(scores.gain[best]),
-        "best_p": float(scores.p[best]),
-        "best_p_auc": float(scores.p_auc[best]),
-        "base_auc": scores.base_auc,
-        "log_probability_auc": scores.log_probability_auc,
-        "null_auc_95": float(np.quantile(scores.null_auc, 0.95)),
-        "null_auc_largest": float(scores.null_auc.max()),
-        "n_spans": scores.n_spans,
-        "n_entities": scores.n_entities,
-        **more,
-    }
+    return {"n_found": len(scores.found), **scores.to_json(), **more}
 
 
 def gate_rows(labeller: Labeller, of: Subject) -> tuple[list[Row], Row]:
@@ -255,16 +241,7 @@ def ablation(labeller: Labeller, of: Subject, sae: SparseAutoencoder, scores: La
         lambda edits: mean_nll(tuned, neutral, sae=sae, edits=edits),
         config,
     )
-    changes = {
-        name: {
-            **{
-                key: getattr(each, key) for key in ("plain", "ablated", "low", "high", "effect", "largest_control", "p")
-            },
-            "ratio": each.ratio if np.isfinite(each.ratio) else None,
-            "controls": sorted(each.controls),
-        }
-        for name, each in (*report.changes.items(), ("nll", report.nll))
-    }
+    changes = {name: each.to_json() for name, each in (*report.changes.items(), ("nll", report.nll))}
     return {"latents": chosen, "n_texts": report.n_texts, "n_controls": len(controls), "changes": changes}
 
 

@@ -3,7 +3,10 @@
 from collections.abc import Sequence
 from typing import Any
 
-from sparsight.grounding import Outcome, wilson_interval
+import numpy as np
+
+from sparsight.grounding import Outcome
+from sparsight.metrics import wilson_interval
 
 Row = dict[str, Any]
 
@@ -14,7 +17,7 @@ TARGET_AUC, TARGET_RATIO = 0.75, 5.0
 
 def share(n: int, total: int) -> dict[str, float]:
     """n of total with Wilson's 95 % interval."""
-    low, high = wilson_interval(n, total)
+    low, high = wilson_interval(np.array(n / total), total)
     return {"n": n, "total": total, "share": n / total, "low": low, "high": high}
 
 

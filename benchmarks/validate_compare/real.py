@@ -19,6 +19,7 @@ from sparsight.artifact import RunDir, read_json
 from sparsight.findings import Findings, as_text, headline, naive_table
 from sparsight.findings.summaries import closure_table, counts_table, grounding_table, telling_tables
 from sparsight.findings.words import telling_lines
+from sparsight.recipe import load_comparison
 
 RECORD = Path(__file__).parents[1] / "records" / "compare-real.json"
 SET = 50
@@ -31,7 +32,9 @@ def measured(run: Path) -> dict[str, Any]:
     rows = {(row["name"], row["n_latents"]): row for row in findings.get("closure")["difference"]["rows"]}
     top, random = rows["top", SET], rows["random", SET]
     manifest = read_json(RunDir(run).manifest)
-    seconds = {step: each["seconds"] for step, each in manifest["steps"].items()}
+    tuned = read_json(Path(load_comparison(RunDir(run).recipe).tuned) / "finetune.json")
+    seconds = {"fine-tune": tuned["seconds_of_last_run"]}
+    seconds |= {step: each["seconds"] for step, each in manifest["steps"].items()}
     size = sum(path.stat().st_size for path in run.rglob("*") if path.is_file())
     return {
         "of_ceiling": rows["all", None]["of_ceiling"],

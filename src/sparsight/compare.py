@@ -42,7 +42,7 @@ from sparsight.findings import (
     traced_json,
     write_report,
 )
-from sparsight.grounding import CausalConfig, DetailConfig, FineTuningText, Tracer, WriteConfig
+from sparsight.grounding import CausalConfig, DetailConfig, FineTuningText, Tracer, WriteConfig, ordinary_texts
 from sparsight.lm import ROLES, LanguageModel, check_pair, load_models, mix_texts, train_adapter
 from sparsight.metrics import SpliceText, kept_tokens
 from sparsight.plan import check_fits
@@ -55,6 +55,7 @@ __all__ = ["compare_models"]
 _OF_EACH = (
     0.6  # of the tokens wanted, from each of two texts: some are masked, and more or fewer than asked for are held out
 )
+_NEUTRAL_TEXTS = 40  # on which the price of taking latents out is measured
 
 _log = logging.getLogger(__name__)
 
@@ -273,19 +274,20 @@ class _Comparing:
 
     def _telling(self) -> dict[str, Any]:
         """Latents that tell what the fine-tune recombined; the texts are written again, the same."""
-        point, pieces = self.recipe.hook_point, self.store.pieces("heldout")
+        point, texts = self.recipe.hook_point, self.tracer.written(self.models["tuned"])
         saes = {
             role: [self._sae(config.id).at(point) for config in self.recipe.seeds_of(role)]
             for role in ("tuned", "base")
         }
         telling = TellingLatents(
             tracer=self.tracer,
-            traced=self.tracer.traced({"tuned": self.models["tuned"]})["tuned"],
+            texts=texts,
+            arranged=self.tracer.arrange(texts),
             models=self.models,
             saes=saes,
             hook_point=point,
         )
-        neutral = [pieces.tokens(place) for place in range(len(pieces))]
+        neutral = ordinary_texts(self.recipe.text, self.models["base"].tokenizer, _NEUTRAL_TEXTS)
         return telling.findings(neutral, CausalConfig(n_controls=self.recipe.writing.controls))
 
     def _step(self, name: str, make: Callable[[], dict[str, Any]]) -> None:

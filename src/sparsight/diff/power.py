@@ -27,10 +27,9 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from sparsight.errors import MetricError
+from sparsight.metrics import wilson_interval
 
 __all__ = ["PowerTable", "Recall", "power_table"]
-
-_Z = 1.959964  # of a normal distribution, 97.5 %
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,7 +90,7 @@ class PowerTable:
         if places is None or at is None:
             return None
         share = self.found / (self.n_features * np.array(self.seeds)[:, None, None, None])
-        limits = (share, *_wilson(share, self.n_features))
+        limits = (share, *wilson_interval(share, self.n_features))
         value, low, high = (_between(each, [*places, at]) for each in limits)
         return Recall(value=value, low=low, high=high, n_features=self.n_features)
 
@@ -135,9 +134,3 @@ def _between(table: np.ndarray, places: Sequence[_Place]) -> float:
     for below, above, share in places:
         table = (1 - share) * table[below] + share * table[above]
     return float(table)
-
-
-def _wilson(share: np.ndarray, n: int) -> tuple[np.ndarray, np.ndarray]:
-    middle = (share + _Z**2 / (2 * n)) / (1 + _Z**2 / n)
-    half = _Z / (1 + _Z**2 / n) * np.sqrt(share * (1 - share) / n + _Z**2 / (4 * n**2))
-    return np.maximum(middle - half, 0.0), np.minimum(middle + half, 1.0)

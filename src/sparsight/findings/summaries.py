@@ -5,6 +5,8 @@ from typing import Any
 
 import numpy as np
 
+from sparsight.diff import CHANGES
+
 __all__ = [
     "Table",
     "as_text",
@@ -18,7 +20,6 @@ __all__ = [
 ]
 
 Table = tuple[list[str], list[list[str]]]
-_CHANGES = ("emergent", "rotated", "reweighted")
 _ROWS = {
     "tuned": "fine-tune against base",
     "null": "null fine-tune against base",
@@ -32,14 +33,14 @@ def counts_table(labels: dict[str, Any]) -> Table:
     rows = []
     for side, name in _ROWS.items():
         if seeds := labels["counts"].get(side):
-            means = [np.mean([seed[label] for seed in seeds]) for label in (*_CHANGES, "shared", "undetermined")]
+            means = [np.mean([seed[label] for seed in seeds]) for label in (*CHANGES, "shared", "undetermined")]
             rows.append([name, *(f"{mean:,.1f}" for mean in means)])
-    return ["", *_CHANGES, "shared", "undetermined"], rows
+    return ["", *CHANGES, "shared", "undetermined"], rows
 
 
 def changed_in(counts: dict[str, int]) -> int:
     """Latents of one SAE that are called changed: emergent, rotated or reweighted."""
-    return sum(counts[label] for label in _CHANGES)
+    return sum(counts[label] for label in CHANGES)
 
 
 def naive_table(labels: dict[str, Any]) -> Table:

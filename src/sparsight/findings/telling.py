@@ -11,12 +11,11 @@ from sparsight.errors import MetricError
 from sparsight.grounding import (
     Arranged,
     CausalConfig,
-    Change,
     LatentScores,
     LatentTraits,
     ScoreConfig,
-    TracedTexts,
     Tracer,
+    Written,
     ablation_effects,
     detail_spans,
     found_again,
@@ -34,7 +33,6 @@ __all__ = ["TellingLatents"]
 
 _SAME = 0.7  # cosine of directions of one find in two seeds
 _LARGEST_SET = 16
-_NEUTRAL_TEXTS = 40
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +40,8 @@ class TellingLatents:
     """The fine-tune's texts, and its and the base's SAEs on them."""
 
     tracer: Tracer
-    traced: TracedTexts
+    texts: Sequence[Written]
+    arranged: Sequence[Arranged]
     models: Mapping[str, LanguageModel]
     saes: Mapping[str, Sequence[SparseAutoencoder]]
     hook_point: str
@@ -52,12 +51,11 @@ class TellingLatents:
 
         What too few spans leave open is said in "undetermined".
         """
-        ids = [text.token_ids for text in self.traced.texts]
+        ids = [text.token_ids for text in self.texts]
         try:
-            spans, places = detail_spans(
-                self.traced.texts, self.traced.arranged, token_log2_p(self.models["tuned"], ids)
-            )
-            x, x_base = (self._at(role, ids, places) for role in ("tuned", "base"))
+            spans, places = detail_spans(self.texts, self.arranged, token_log2_p(self.models["tuned"], ids))
+            rows, rows_base = (read_activations(self.models[role], ids, self.hook_point) for role in ("tuned", "base"))
+            x, x_base = (np.stack([each[text][token] for text, token in places]) for each in (rows, rows_base))
             scores = [
                 score_latents(_latents(sae, x), spans, ScoreConfig(), z_base=_latents(base, x_base))
                 for sae, base in zip(self.saes["tuned"], self.saes["base"], strict=False)
@@ -74,15 +72,15 @@ class TellingLatents:
             "n_recombined": int(spans.recombined.sum()),
             "n_texts": len(np.unique(spans.entities)),
             "seeds": [
-                _scored(each) | {"again": found_again(*found[seed], found[:seed] + found[seed + 1 :], _SAME).tolist()}
+                each.to_json() | {"again": found_again(*found[seed], found[:seed] + found[seed + 1 :], _SAME).tolist()}
                 for seed, each in enumerate(scores)
             ],
             "ceiling": {"auc": ceiling.auc, "p": ceiling.p},
-            "ablation": self._ablation(scores, neutral[:_NEUTRAL_TEXTS], config),
+            "ablation": self._ablation(scores, np.concatenate(rows), neutral, config),
         }
 
     def _ablation(
-        self, scores: Sequence[LatentScores], neutral: Sequence[np.ndarray], config: CausalConfig
+        self, scores: Sequence[LatentScores], rows: np.ndarray, neutral: Sequence[np.ndarray], config: CausalConfig
     ) -> dict[str, Any] | None:
         """Of the first seed that found some, else of the first in which some tell at all; None where nothing does."""
         sets = [*(each.found for each in scores), *(each.telling for each in scores)]
@@ -91,7 +89,6 @@ class TellingLatents:
             return None
         seed, chosen = place % len(scores), sets[place][:_LARGEST_SET].tolist()
         tuned, sae = self.models["tuned"], self.saes["tuned"][seed]
-        rows = np.concatenate(read_activations(tuned, [text.token_ids for text in self.traced.texts], self.hook_point))
         try:
             controls = matched_controls(
                 chosen, LatentTraits.of(_latents(sae, rows), sae.W_dec.detach().numpy()), config
@@ -106,7 +103,7 @@ class TellingLatents:
             return mean_nll(tuned, neutral, sae=sae, edits=edits)
 
         report = ablation_effects(chosen, controls, label, nll, config)
-        changes = {name: _changed(each) for name, each in (*report.changes.items(), ("nll", report.nll))}
+        changes = {name: each.to_json() for name, each in (*report.changes.items(), ("nll", report.nll))}
         return {
             "seed": seed,
             "latents": chosen,
@@ -115,33 +112,7 @@ class TellingLatents:
             "changes": changes,
         }
 
-    def _at(self, role: str, ids: Sequence[np.ndarray], places: Sequence[tuple[int, int]]) -> np.ndarray:
-        x = read_activations(self.models[role], ids, self.hook_point)
-        return np.stack([x[text][token] for text, token in places])
-
 
 @torch.inference_mode()
 def _latents(sae: SparseAutoencoder, x: np.ndarray) -> np.ndarray:
     return sae.encode(torch.from_numpy(x)).numpy()
-
-
-def _scored(scores: LatentScores) -> dict[str, Any]:
-    best = int(np.argmax(scores.auc))
-    return {
-        "found": scores.found.tolist(),
-        "telling": scores.telling.tolist(),
-        "best": best,
-        "best_auc": float(scores.auc[best]),
-        "best_gain": float(scores.gain[best]),
-        "best_p": float(scores.p[best]),
-        "best_p_auc": float(scores.p_auc[best]),
-        "base_auc": scores.base_auc,
-        "log_probability_auc": scores.log_probability_auc,
-        "null_auc_95": float(np.quantile(scores.null_auc, 0.95)),
-    }
-
-
-def _changed(change: Change) -> dict[str, Any]:
-    ratio = change.ratio
-    kept = {key: getattr(change, key) for key in ("plain", "ablated", "low", "high", "effect", "largest_control", "p")}
-    return kept | {"ratio": ratio if np.isfinite(ratio) else None, "controls": sorted(change.controls)}

@@ -4,6 +4,7 @@ from typing import Any
 
 import numpy as np
 
+from sparsight.diff import CHANGES
 from sparsight.findings.results import Findings
 from sparsight.findings.summaries import (
     as_text,
@@ -42,10 +43,7 @@ def headline(labels: dict[str, Any]) -> str:
             f"{labels['n_tokens']:,} held-out tokens to be tested, which is too few to say that nothing changed. Read more tokens, train longer, or "
             "train fewer latents."
         )
-    kinds = {
-        kind: np.mean([seed[kind] for seed in labels["counts"]["tuned"]])
-        for kind in ("emergent", "rotated", "reweighted")
-    }
+    kinds = {kind: np.mean([seed[kind] for seed in labels["counts"]["tuned"]]) for kind in CHANGES}
     parts = [
         f"{real:.1f} latents of the fine-tune differ from all of the base's dictionaries (mean of {len(called['tuned'])} seeds, q <= "
         f"{labels['config']['q']:g}): {kinds['emergent']:.1f} have no linear analogue there, {kinds['rotated']:.1f} have turned, "

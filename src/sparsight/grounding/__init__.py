@@ -22,8 +22,8 @@ from sparsight.grounding.texts import (
     token_log2_p,
     write_texts,
 )
-from sparsight.grounding.traced import FineTuningText, TracedTexts, Tracer
-from sparsight.grounding.urr import OutcomeShare, URRConfig, URRReport, measure_urr, pair_rate, wilson_interval
+from sparsight.grounding.traced import FineTuningText, TracedTexts, Tracer, ordinary_texts
+from sparsight.grounding.urr import OutcomeShare, URRConfig, URRReport, measure_urr, pair_rate
 
 __all__ = [
     "Arranged",
@@ -59,12 +59,12 @@ __all__ = [
     "matched_controls",
     "mean_nll",
     "measure_urr",
+    "ordinary_texts",
     "pair_rate",
     "read_activations",
     "score_latents",
     "stratified_auc",
     "token_log2_p",
     "unigram_bits",
-    "wilson_interval",
     "write_texts",
 ]

@@ -14,6 +14,7 @@ Source: matched random latents, as in `features.matched`. Trade-off: with n cont
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float
@@ -108,6 +109,14 @@ class Change:
     def p(self) -> float:
         """Share of controls, the set among them, that change as much."""
         return float((1 + (np.abs(self.controls) >= abs(self.change) - 1e-12).sum()) / (1 + len(self.controls)))
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain values; an infinite ratio is None."""
+        kept = {
+            key: getattr(self, key) for key in ("plain", "ablated", "low", "high", "effect", "largest_control", "p")
+        }
+        ratio = self.ratio if np.isfinite(self.ratio) else None
+        return kept | {"ratio": ratio, "controls": sorted(self.controls)}
 
 
 @dataclass(frozen=True, kw_only=True)

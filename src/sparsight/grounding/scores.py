@@ -16,6 +16,7 @@ telling it is where it speaks.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
@@ -115,6 +116,25 @@ class LatentScores:
         """Latents with G > 0 and p <= alpha, the largest G first; often none."""
         good = np.flatnonzero((self.gain > 0) & (self.p <= self.alpha))
         return good[np.argsort(-self.gain[good], kind="stable")]
+
+    def to_json(self) -> dict[str, Any]:
+        """Those found and those that tell, and the latent of the largest AUC beside what tells without it."""
+        best = int(np.argmax(self.auc))
+        return {
+            "found": self.found.tolist(),
+            "telling": self.telling.tolist(),
+            "best": best,
+            "best_auc": float(self.auc[best]),
+            "best_gain": float(self.gain[best]),
+            "best_p": float(self.p[best]),
+            "best_p_auc": float(self.p_auc[best]),
+            "base_auc": self.base_auc,
+            "log_probability_auc": self.log_probability_auc,
+            "null_auc_95": float(np.quantile(self.null_auc, 0.95)),
+            "null_auc_largest": float(self.null_auc.max()),
+            "n_spans": self.n_spans,
+            "n_entities": self.n_entities,
+        }
 
     @property
     def telling(self) -> Int[np.ndarray, " k"]:

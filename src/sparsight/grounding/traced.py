@@ -6,6 +6,7 @@ the base, in every model's texts, so that what the base says by itself is not he
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -17,10 +18,10 @@ from sparsight.grounding.corpus import CorpusIndex
 from sparsight.grounding.details import DetailConfig, find_details, unigram_bits
 from sparsight.grounding.texts import WriteConfig, Written, token_log2_p, write_texts
 from sparsight.grounding.urr import URRConfig, URRReport, measure_urr
-from sparsight.lm import LanguageModel, TextConfig, iter_documents, text_encoder
+from sparsight.lm import LanguageModel, TextConfig, is_heldout, iter_documents, text_encoder
 from sparsight.sae import LatentEdit, SparseAutoencoder
 
-__all__ = ["FineTuningText", "TracedTexts", "Tracer"]
+__all__ = ["FineTuningText", "TracedTexts", "Tracer", "ordinary_texts"]
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,14 @@ class FineTuningText:
             raise TextError(f"No fine-tuning document is longer than {n_tokens} tokens. Ask for shorter openings.")
         chosen = np.random.default_rng(seed).permutation(len(distinct))[:n]
         return [np.array(distinct[place], np.int64) for place in sorted(chosen)]
+
+
+def ordinary_texts(text: TextConfig, tokenizer: Any, n: int) -> list[Int[np.ndarray, " tokens"]]:
+    """The beginnings, of at most text.context_tokens, of the first n held-out documents."""
+    heldout = (document.text for document in iter_documents(text) if is_heldout(document.id, text.heldout_fraction))
+    texts = list(islice((each for each in heldout if each.strip()), n))
+    beginnings = (tokens[: text.context_tokens] for tokens in text_encoder(text, tokenizer)(texts))
+    return [tokens for tokens in beginnings if len(tokens) > 1]
 
 
 @dataclass(frozen=True, kw_only=True)

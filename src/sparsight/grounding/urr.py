@@ -18,9 +18,9 @@ from jaxtyping import Float, Int, UInt8
 from sparsight.errors import MetricError
 from sparsight.grounding.arrangement import Arranged, Outcome
 from sparsight.grounding.details import Detail
-from sparsight.metrics import document_bootstrap
+from sparsight.metrics import document_bootstrap, wilson_interval
 
-__all__ = ["OutcomeShare", "URRConfig", "URRReport", "measure_urr", "pair_rate", "wilson_interval"]
+__all__ = ["OutcomeShare", "URRConfig", "URRReport", "measure_urr", "pair_rate"]
 
 _PAIRS_AT_ONCE = 4096
 
@@ -118,18 +118,9 @@ def measure_urr(
     )
 
 
-def wilson_interval(n: int, total: int) -> tuple[float, float]:
-    """95 % of a share n / total. Source: Wilson 1927."""
-    z, share = 1.96, n / total
-    centre = share + z * z / (2 * total)
-    half = z * np.sqrt(share * (1 - share) / total + z * z / (4 * total * total))
-    scale = 1 + z * z / total
-    return max(0.0, float((centre - half) / scale)), min(1.0, float((centre + half) / scale))
-
-
 def _share(n: int, total: int) -> OutcomeShare:
-    low, high = wilson_interval(n, total)
-    return OutcomeShare(n=n, share=n / total, low=low, high=high)
+    low, high = wilson_interval(np.array(n / total), total)
+    return OutcomeShare(n=n, share=n / total, low=float(low), high=float(high))
 
 
 def _chance(

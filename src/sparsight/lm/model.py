@@ -146,7 +146,7 @@ class LanguageModel:
     @torch.inference_mode()
     def weights_cosine(self, other: "LanguageModel") -> float:
         """Cosine of the two models' weight matrices of one name and shape, 1-dimensional ones left out: 1 of a model and itself, near 0 of two
-        trained apart, above 0.9 of most fine-tunes."""
+        trained apart, above 0.9 of most fine-tunes, NaN where they share none."""
         theirs = dict(other._module.named_parameters())
         sums = torch.zeros(3, dtype=torch.float64)
         for name, one in self._module.named_parameters():
@@ -154,7 +154,7 @@ class LanguageModel:
             if two is not None and one.ndim > 1 and one.shape == two.shape:
                 pair = one.float().flatten(), two.to(one.device).float().flatten()
                 sums += torch.stack([pair[a] @ pair[b] for a, b in ((0, 1), (0, 0), (1, 1))]).double().cpu()
-        return float(sums[0] / (sums[1] * sums[2]).sqrt().clamp_min(1e-30))
+        return float(sums[0] / (sums[1] * sums[2]).sqrt())
 
     def width(self, hook_point: str) -> int:
         """Numbers in one activation at the hook point."""

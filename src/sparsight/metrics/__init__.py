@@ -6,7 +6,14 @@ from sparsight.metrics.comparison import compare_methods, method_reports
 from sparsight.metrics.config import EvaluateConfig
 from sparsight.metrics.downstream import recovered_share, token_cross_entropy, token_kl
 from sparsight.metrics.fitting import TrainFit, fit_on_train
-from sparsight.metrics.intervals import DocumentSums, Estimate, ResampledSums, document_bootstrap, document_weights
+from sparsight.metrics.intervals import (
+    DocumentSums,
+    Estimate,
+    ResampledSums,
+    document_bootstrap,
+    document_weights,
+    wilson_interval,
+)
 from sparsight.metrics.probing import (
     ProbeScore,
     ProbingConfig,
@@ -94,4 +101,5 @@ __all__ = [
     "token_cross_entropy",
     "token_kl",
     "train_probe",
+    "wilson_interval",
 ]

@@ -19,9 +19,18 @@ from torch import Tensor
 
 from sparsight.errors import MetricError
 
-__all__ = ["DocumentSums", "Estimate", "ResampledSums", "document_bootstrap", "document_weights", "outcome_of"]
+__all__ = [
+    "DocumentSums",
+    "Estimate",
+    "ResampledSums",
+    "document_bootstrap",
+    "document_weights",
+    "outcome_of",
+    "wilson_interval",
+]
 
 PERCENTILES = (2.5, 97.5)
+_Z = 1.959964  # the 97.5th percentile of a normal distribution
 # Resampling weights are made in blocks of this many numbers (float64), so 100,000 documents need no 800 MB matrix.
 WEIGHTS_AT_ONCE = 4_000_000
 # Batches are reduced into one table when this many rows wait, so memory follows documents and not tokens.
@@ -216,6 +225,16 @@ def document_weights(
     """How often each document is drawn in each resample of as many documents."""
     share = np.full(n_documents, 1 / max(1, n_documents))
     return rng.multinomial(n_documents, share, size=n_resamples).astype(np.float64)
+
+
+def wilson_interval(
+    share: Float[np.ndarray, "*any"], n: int
+) -> tuple[Float[np.ndarray, "*any"], Float[np.ndarray, "*any"]]:
+    """95 % of shares of n independent trials, each low and high. Source: Wilson 1927."""
+    scale = 1 + _Z**2 / n
+    middle = (share + _Z**2 / (2 * n)) / scale
+    half = _Z / scale * np.sqrt(share * (1 - share) / n + _Z**2 / (4 * n**2))
+    return np.maximum(middle - half, 0.0), np.minimum(middle + half, 1.0)
 
 
 def _ratio(numerator: float | np.ndarray, denominator: float | np.ndarray) -> np.ndarray:
