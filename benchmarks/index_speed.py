@@ -33,7 +33,8 @@ import torch
 from sparsight.activations import ActivationStore, CaptureConfig, PieceTable
 from sparsight.collect import collect_activations
 from sparsight.features import FeatureIndexWriter, IndexConfig
-from sparsight.features.evidence import of_directions, of_pairs
+from sparsight.features.evidence import PairEvidence, of_directions
+from sparsight.features.statistics import MapProcess
 from sparsight.index import build_index
 from sparsight.lm import LanguageModel, ModelConfig, TextConfig
 from sparsight.sae import SAEConfig, SparseAutoencoder
@@ -50,7 +51,7 @@ STAGES = (
     "of_directions",
     "strongest",
     "communities",
-    "lay_out",
+    "map",
     "logit_weights",
     "output_scores",
     "_of_partners",
@@ -121,9 +122,9 @@ def index_wide(n_latents: int, n_pairs: int, with_neighbours: bool) -> dict[str,
         weights = {"W_enc": torch.randn(WIDE_WIDTH, n_latents), "W_dec": torch.randn(n_latents, WIDE_WIDTH)}
         biases = {"b_enc": torch.zeros(n_latents), "b_dec": torch.zeros(WIDE_WIDTH)}
         sae = SparseAutoencoder(SAEConfig(id="wide", architecture="topk", n_latents=n_latents, k=L0), weights | biases)
-        with measured:
+        with measured, MapProcess(0) as no_map:
             grouped = writer.group()
-            parts = [of_pairs(sae, grouped, IndexConfig(map=False))]
+            parts = [PairEvidence(sae, grouped, IndexConfig(map=False), no_map).found]
             if with_neighbours:
                 parts.append(of_directions(sae, grouped))
             for arrays, _ in parts:
@@ -150,24 +151,30 @@ def drawn_pieces(rng: np.random.Generator, n_tokens: int) -> PieceTable:
     return PieceTable(ids.astype(np.int32), offsets, numbers, np.zeros(len(numbers), np.int32), numbers)
 
 
+def processor_seconds() -> float:
+    """Of this process and of those it started that have ended."""
+    times = os.times()
+    return times.user + times.system + times.children_user + times.children_system
+
+
 class Measured:
-    """Seconds by the clock and of the processors, stages, and the process's peak memory."""
+    """Seconds by the clock and of the processors, stages, and the peak memory of the process and of the largest it started, together."""
 
     result: dict[str, Any]
 
     def __enter__(self) -> None:
-        self._profile, self._started, self._used = cProfile.Profile(), time.perf_counter(), time.process_time()
+        self._profile, self._started, self._used = cProfile.Profile(), time.perf_counter(), processor_seconds()
         self._profile.enable()
 
     def __exit__(self, *_: object) -> None:
         self._profile.disable()
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1 << 10 if sys.platform == "linux" else 1 << 20)
+        peaks = (resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
         entries = pstats.Stats(self._profile).stats  # pyright: ignore[reportAttributeAccessIssue]
         found = {key[2]: timing[3] for key, timing in entries.items() if "sparsight" in key[0] and key[2] in STAGES}
         self.result = {
             "seconds": time.perf_counter() - self._started,
-            "processor_seconds": time.process_time() - self._used,
-            "peak_megabytes": peak,
+            "processor_seconds": processor_seconds() - self._used,
+            "peak_megabytes": sum(peaks) / (1 << 10 if sys.platform == "linux" else 1 << 20),
             "stages": {name: round(found[name], 2) for name in STAGES if name in found},
         }
 

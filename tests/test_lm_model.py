@@ -219,6 +219,46 @@ def keep(got: dict) -> object:
     return edit
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("name", ["layers.2", "layers.2.mlp", "layers.2.input", "layers.2.mlp.input"])
+def test_boosted_logits_are_those_of_replaced_activations(family, name):
+    model = LanguageModel.from_module(tiny_model(family), TOKENIZER)
+    boosts = torch.randn(3, model.width(name), generator=torch.Generator().manual_seed(0))
+    rows = []
+    watched = (
+        HookPoint.parse("layers.1")
+        .resolve(model._module)
+        .register_forward_pre_hook(
+            lambda _, args, kwargs: rows.append(len(args[0] if args else kwargs["hidden_states"])), with_kwargs=True
+        )
+    )
+    boosted = model.boosted_logits(IDS[0], name, boosts)
+    watched.remove()
+    assert rows == [1]  # what comes before is computed once
+    many = as_batch(IDS[:1].expand(3, -1))
+    expected = model.logits(many, replace={name: lambda value: value + boosts[:, None]})[:, -1]
+    torch.testing.assert_close(boosted, expected, rtol=1e-4, atol=1e-5)
+    assert (expected[0] - expected[1]).abs().max() > 1e-3
+
+
+def test_boosted_logits_of_a_model_that_keeps_to_its_rows_are_the_same():
+    model = LanguageModel.from_module(tiny_model("llama"), TOKENIZER)
+    boosts = torch.randn(3, model.width("layers.2"), generator=torch.Generator().manual_seed(0))
+    expected = model.boosted_logits(IDS[0], "layers.2", boosts)
+    seen: list[int] = []
+
+    def keeps(_module: nn.Module, args: tuple[torch.Tensor, ...]) -> None:
+        seen.append(len(args[0]))
+        if len(args[0]) != seen[0]:
+            seen.clear()
+            raise RuntimeError("rows")
+
+    for layer in (0, 3):
+        HookPoint.parse(f"layers.{layer}").resolve(model._module).register_forward_pre_hook(keeps)
+    torch.testing.assert_close(model.boosted_logits(IDS[0], "layers.2", boosts), expected, rtol=1e-4, atol=1e-5)
+    assert seen == [3, 3]
+
+
 def test_replacement_of_another_shape_is_an_error():
     model = LanguageModel.from_module(tiny_model("llama"), TOKENIZER)
     with pytest.raises(ModelError, match=r"layers\.1 has shape"):

@@ -1,19 +1,24 @@
 """The numbers of the index: hand-computed, against plain loops, planted, and against libraries' own."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 
 from sparsight.activations import PieceTable
+from sparsight.errors import MetricError
 from sparsight.features.statistics import (
     Bucket,
     Coactivation,
     IndexedText,
+    MapProcess,
     centred_embeddings,
     chance_nearest,
     communities,
     edges_of,
-    lay_out,
+    layout,
+    map_facts,
     nearest,
     output_scores,
     place_statistics,
@@ -300,6 +305,12 @@ def test_trustworthiness_is_scikit_learns():
     assert shuffled == pytest.approx(0.5, abs=0.05)
 
 
+def laid_out(*graph: np.ndarray) -> np.ndarray:
+    with MapProcess(len(graph[0])) as process:
+        process.begin(*graph)
+        return process.points()
+
+
 @pytest.mark.slow  # UMAP compiles itself
 def test_a_map_shows_planted_groups_and_is_the_same_each_time():
     pytest.importorskip("umap")
@@ -311,13 +322,29 @@ def test_a_map_shows_planted_groups_and_is_the_same_each_time():
     pmi = np.take_along_axis(similarity, latents, 1).astype(np.float32)
     latents[::7, 6:], pmi[::7, 6:] = -1, np.nan  # some have fewer
     directions = rng.normal(size=(240, 5)).astype(np.float32)
-    points, about = lay_out(latents, pmi, directions, lambda some: similarity[some])
+    points = laid_out(latents, pmi, directions)
+    about = map_facts(points, lambda some: similarity[some])
     apart = np.square(points[:, None] - points).sum(-1)
     near = np.argsort(apart, axis=1)[:, 1:11]
     assert (group[near] == group[:, None]).mean() > 0.95
     assert about["trustworthiness"] > 0.8 > 0.6 > about["chance"]
-    again, _ = lay_out(latents, pmi, directions, lambda some: similarity[some])
-    assert np.array_equal(points, again)
+    assert np.array_equal(points, laid_out(latents, pmi, directions))
+
+
+def test_a_map_that_fails_says_why_and_one_that_nobody_wants_ends(monkeypatch, tmp_path):
+    pytest.importorskip("umap")
+    graph = np.zeros((120, 2), np.int32), np.ones((120, 2), np.float32), np.ones((120, 4), np.float32)
+    program = tmp_path / "fails.py"
+    program.write_text("raise SystemExit('no memory left')")
+    monkeypatch.setattr(layout, "_PROGRAM", program)
+    with MapProcess(120) as process, pytest.raises(MetricError, match="no memory left"):
+        process.begin(*graph)
+        process.points()
+    program.write_text("import time; time.sleep(600)")
+    with MapProcess(120) as process:
+        started = process._process
+    assert started.poll() is not None
+    assert not Path(process._folder.name).exists()
 
 
 def test_there_is_no_map_of_few_latents():

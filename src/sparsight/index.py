@@ -17,8 +17,8 @@ from torch import Tensor
 from sparsight.activations import ActivationStore, PieceTable
 from sparsight.errors import ActivationError, MetricError, SAEError
 from sparsight.features import FeatureIndex, FeatureIndexWriter, IndexConfig
-from sparsight.features.evidence import Evidence, of_directions, of_embeddings, of_outputs, of_pairs
-from sparsight.features.statistics import preload
+from sparsight.features.evidence import Evidence, PairEvidence, of_directions, of_embeddings, of_outputs
+from sparsight.features.statistics import MapProcess
 from sparsight.lm import LanguageModel
 from sparsight.metrics import CrossMoments, SeedPartners, flat_tokens, seed_partners
 from sparsight.sae import SparseAutoencoder, SparseLatents, untrained_directions
@@ -48,11 +48,12 @@ def build_index(
     out.
     """
     _check(sae, store, hook_point)
-    if config.map:
-        preload(sae.n_latents)
     comparison = None if second is None else _SeedComparison(sae, second)
     pieces, target = store.pieces("heldout"), target_hook_point or hook_point
-    with FeatureIndexWriter.create(Path(path), pieces, sae.n_latents, config) as writer:
+    with (
+        FeatureIndexWriter.create(Path(path), pieces, sae.n_latents, config) as writer,
+        MapProcess(sae.n_latents if config.map else 0) as process,
+    ):
         mean_norm = _encode(sae, store, pieces, config, hook_point, writer, comparison)
         grouped = writer.group()
         about: dict[str, Any] = {
@@ -65,12 +66,14 @@ def build_index(
             "mean_norm": mean_norm if hook_point == target else _mean_norm(store, target),
             "position_tokens": grouped.text.position_tokens().tolist(),
         }
+        pairs = PairEvidence(sae, grouped, config, process)
         for arrays, facts in (
+            pairs.found,
             of_directions(sae, grouped),
-            of_pairs(sae, grouped, config),
             of_embeddings(model, grouped),
             of_outputs(sae, model, grouped, pieces, config, target),
             _of_partners(comparison),
+            pairs.map(),
         ):
             writer.set_arrays(arrays)
             about |= facts

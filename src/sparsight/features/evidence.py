@@ -14,11 +14,12 @@ from sparsight.features.logits import logit_weights
 from sparsight.features.statistics import (
     N_NEIGHBOURS,
     Coactivation,
+    MapProcess,
     centred_embeddings,
     chance_nearest,
     communities,
     edges_of,
-    lay_out,
+    map_facts,
     nearest,
     output_scores,
     token_coherence,
@@ -28,7 +29,7 @@ from sparsight.features.writer import Grouped
 from sparsight.lm import LanguageModel
 from sparsight.sae import SparseAutoencoder
 
-__all__ = ["Evidence", "of_directions", "of_embeddings", "of_outputs", "of_pairs"]
+__all__ = ["Evidence", "PairEvidence", "of_directions", "of_embeddings", "of_outputs"]
 
 Evidence = tuple[dict[str, np.ndarray], dict[str, Any]]
 """Arrays of the index and facts of its `about`."""
@@ -44,27 +45,34 @@ def of_directions(sae: SparseAutoencoder, grouped: Grouped) -> Evidence:
     return arrays, {"chance_cosine": chance}
 
 
-def of_pairs(sae: SparseAutoencoder, grouped: Grouped, config: IndexConfig) -> Evidence:
-    """Which latents are active together, their communities, and the map."""
-    pairs = Coactivation(grouped.latent_offsets, grouped.token_ranks, grouped.text.n_measured)
-    arrays, coactive = pairs.strongest()
-    partners, pmi = arrays["coactive_latents"], arrays["coactive_pmi"]
-    arrays["cluster"], clusters = communities(edges_of(partners, pmi), sae.n_latents)
-    linked = np.flatnonzero(partners[:, 0] >= 0)
-    reason = why_no_map(len(linked)) if config.map else "[index] map = false"
-    about = {"coactive": coactive, "clusters": clusters, "why_no_map": reason}
-    if not reason:
-        numbers = np.full(sae.n_latents + 1, -1, np.int32)  # the last, for the padding of -1
-        numbers[linked] = np.arange(len(linked))
-        points, about["map"] = lay_out(
-            numbers[partners[linked]],
-            pmi[linked],
-            sae.W_dec.detach().float().cpu().numpy()[linked],
-            lambda some: pairs.pmi(linked[some])[:, linked],
-        )
-        arrays["map"] = np.full((sae.n_latents, 2), np.nan, np.float32)
-        arrays["map"][linked] = points
-    return arrays, about
+class PairEvidence:
+    """Which latents are active together, their communities, and the map, which is laid out while other evidence is made."""
+
+    def __init__(self, sae: SparseAutoencoder, grouped: Grouped, config: IndexConfig, process: MapProcess) -> None:
+        self._pairs = Coactivation(grouped.latent_offsets, grouped.token_ranks, grouped.text.n_measured)
+        self._process, self._n_latents = process, sae.n_latents
+        arrays, coactive = self._pairs.strongest()
+        partners, pmi = arrays["coactive_latents"], arrays["coactive_pmi"]
+        arrays["cluster"], clusters = communities(edges_of(partners, pmi), sae.n_latents)
+        self._linked = np.flatnonzero(partners[:, 0] >= 0)
+        reason = why_no_map(len(self._linked)) if config.map else "[index] map = false"
+        self.found: Evidence = arrays, {"coactive": coactive, "clusters": clusters, "why_no_map": reason}
+        """All but the map."""
+        if not reason:
+            numbers = np.full(sae.n_latents + 1, -1, np.int32)  # the last, for the padding of -1
+            numbers[self._linked] = np.arange(len(self._linked))
+            directions = sae.W_dec.detach().float().cpu().numpy()[self._linked]
+            process.begin(numbers[partners[self._linked]], pmi[self._linked], directions)
+
+    def map(self) -> Evidence:
+        """Coordinates of every latent, NaN without a place, and how far to trust them."""
+        if self.found[1]["why_no_map"]:
+            return {}, {}
+        points, linked = np.full((self._n_latents, 2), np.nan, np.float32), self._linked
+        points[linked] = self._process.points()
+        return {"map": points}, {
+            "map": map_facts(points[linked], lambda some: self._pairs.pmi(linked[some])[:, linked])
+        }
 
 
 def of_embeddings(model: LanguageModel | None, grouped: Grouped) -> Evidence:

@@ -9,8 +9,9 @@ see it; the self-check at load verifies just that.
 import copy
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from functools import partial
+from inspect import signature
 from typing import Any, cast
 
 import torch
@@ -183,6 +184,31 @@ class LanguageModel:
             hooked(self._module, {name: _replacer(name, edit) for name, edit in (replace or {}).items()}),
         ):
             return self._forward(batch.input_ids).logits
+
+    @torch.inference_mode()
+    def boosted_logits(
+        self, input_ids: Int[Tensor, " positions"], hook_point: str, boosts: Float[Tensor, "n d"]
+    ) -> Float[Tensor, "n vocab"]:
+        """Next-token logits after one text, for each of n vectors added to its activations at the hook point, in the model's dtype.
+
+        What comes before the hook point's block is computed once for all n, where the model's modules allow it. Raises ModelError as `logits` does.
+        """
+        self._require_head()
+        point, last = HookPoint.parse(hook_point), {}
+        if "logits_to_keep" in signature(type(self._module).forward).parameters:
+            last["logits_to_keep"] = 1
+
+        def add(value: Tensor) -> Tensor:
+            return value + boosts[:, None].to(value)
+
+        if point.layer is not None:
+            block = f"layers.{point.layer}.input"
+            fan = {block: lambda value: value.expand(len(boosts), -1, -1).contiguous()} if block != point.name else {}
+            # a module that keeps to the number of rows it saw at first has them all from the start
+            with suppress(RuntimeError), hooked(self._module, fan | {hook_point: add}):
+                return self._forward(input_ids[None], **last).logits[:, -1]
+        with hooked(self._module, {hook_point: add}):
+            return self._forward(input_ids.expand(len(boosts), -1), **last).logits[:, -1]
 
     def gradient(
         self,

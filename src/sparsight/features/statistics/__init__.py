@@ -3,7 +3,7 @@
 from sparsight.features.statistics.coactivation import MOST_PRODUCTS, N_COACTIVE, Coactivation
 from sparsight.features.statistics.coherence import centred_embeddings, token_coherence
 from sparsight.features.statistics.communities import communities, edges_of
-from sparsight.features.statistics.layout import lay_out, preload, trustworthiness, why_no_map
+from sparsight.features.statistics.layout import MapProcess, map_facts, trustworthiness, why_no_map
 from sparsight.features.statistics.neighbours import N_NEIGHBOURS, chance_nearest, nearest
 from sparsight.features.statistics.outputs import OUTPUT_TOKENS, output_scores
 from sparsight.features.statistics.places import N_LIFT_TOKENS, place_statistics
@@ -20,15 +20,15 @@ __all__ = [
     "Bucket",
     "Coactivation",
     "IndexedText",
+    "MapProcess",
     "centred_embeddings",
     "chance_nearest",
     "communities",
     "edges_of",
-    "lay_out",
+    "map_facts",
     "nearest",
     "output_scores",
     "place_statistics",
-    "preload",
     "token_coherence",
     "trustworthiness",
     "value_statistics",

@@ -9,31 +9,103 @@ with it:
 where rank(i, j) is j's place among all latents by pmi with i, ties by half: 1 if the map's neighbours are the true ones, about 0.5 if its points
 are exchanged at random, which is the control. The sum over i is of up to 1,000 latents, evenly spaced; the interval takes them as independent.
 
-Trade-off: seeded, hence on one core. 4,608 latents take 15 s, and 20 more to import and compile; 131,072 take minutes. [index] map = false skips it.
+UMAP runs in a process of its own (umap_process.py): it holds the interpreter while it runs, on one core since it is seeded, and beside it matrix
+products keep another busy.
+
+Trade-off: 4,608 latents take 9 s, and 15 more, at the beginning, to import and compile; 131,072 take minutes. [index] map = false skips it.
 """
 
-import importlib
 import importlib.util
-import threading
-import warnings
+import subprocess
+import sys
+import tempfile
 from collections.abc import Callable
-from typing import Any
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
 
 import numpy as np
 from jaxtyping import Float, Int
 
-__all__ = ["lay_out", "preload", "trustworthiness", "why_no_map"]
+from sparsight.errors import MetricError
 
+__all__ = ["MapProcess", "map_facts", "trustworthiness", "why_no_map"]
+
+_PROGRAM = Path(__file__).with_name("umap_process.py")
 _FEWEST_LATENTS = 100
 _TRUSTED_NEIGHBOURS = 10
 _TRUST_SAMPLE = 1000
 _QUERIES_AT_ONCE = 64
 
 
-def preload(n_latents: int) -> None:
-    """Begin to import UMAP behind what comes before a map of so many latents: it compiles for 10 s, on a core that matrix products leave idle."""
-    if n_latents >= _FEWEST_LATENTS and importlib.util.find_spec("umap") is not None:
-        threading.Thread(target=importlib.import_module, args=("umap",), name="import umap").start()
+class MapProcess:
+    """A map that is made while other work goes on: `begin`, then `points`. A context: leaving it ends the process.
+
+    Where UMAP is not installed, or for too few latents, there is no process and `begin` must not be called; see `why_no_map`.
+    """
+
+    def __init__(self, n_latents: int) -> None:
+        self._folder = tempfile.TemporaryDirectory(prefix="sparsight-map-")
+        self._process: subprocess.Popen[str] | None = None
+        if not why_no_map(n_latents):
+            self._process = subprocess.Popen(
+                [sys.executable, "-P", str(_PROGRAM), self._folder.name],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        if self._process is not None and self._process.poll() is None:
+            self._process.kill()
+            self._process.communicate()
+        self._folder.cleanup()
+
+    def begin(
+        self,
+        latents: Int[np.ndarray, "n k"],
+        pmi: Float[np.ndarray, "n k"],
+        directions: Float[np.ndarray, "n d"],
+        *,
+        seed: int = 0,
+    ) -> None:
+        """Lays out n latents from their strongest co-active ones (rows padded with -1, none empty).
+
+        `directions` only place components that no edge joins.
+        """
+        last = (latents >= 0).sum(1, keepdims=True) - 1
+        distance = np.exp2(-np.where(latents >= 0, pmi, np.take_along_axis(pmi, last, 1)))
+        itself = np.arange(len(latents), dtype=np.int32)[:, None]
+        arrays = {
+            "neighbours": np.hstack([itself, latents]),
+            "distances": np.hstack([np.zeros_like(distance[:, :1]), distance]).astype(np.float32),
+            "directions": np.ascontiguousarray(directions, np.float32),
+        }
+        for name, array in arrays.items():
+            np.save(Path(self._folder.name) / f"{name}.npy", array)
+        self._say(f"{seed}\n")
+
+    def points(self) -> Float[np.ndarray, "n 2"]:
+        """Coordinates, once they are there. Raises MetricError with the process' last words when it failed."""
+        assert self._process is not None
+        _, words = self._process.communicate()
+        if self._process.returncode:
+            last = words.strip().splitlines()[-1:] or ["it said nothing"]
+            raise MetricError(f"The map could not be laid out ({last[0]}). Leave it out with [index] map = false.")
+        return np.load(Path(self._folder.name) / "points.npy")
+
+    def _say(self, line: str) -> None:
+        assert self._process is not None
+        assert self._process.stdin is not None
+        try:
+            self._process.stdin.write(line)
+            self._process.stdin.flush()
+        except BrokenPipeError:
+            pass  # it has ended; `points` says why
 
 
 def why_no_map(n_linked: int) -> str:
@@ -45,41 +117,15 @@ def why_no_map(n_linked: int) -> str:
     return ""
 
 
-def lay_out(
-    latents: Int[np.ndarray, "n k"],
-    pmi: Float[np.ndarray, "n k"],
-    directions: Float[np.ndarray, "n d"],
-    pmi_of: Callable[[Int[np.ndarray, " m"]], Float[np.ndarray, "m n"]],
-    *,
-    seed: int = 0,
-) -> tuple[Float[np.ndarray, "n 2"], dict[str, Any]]:
-    """Coordinates of n latents from their strongest co-active ones (rows padded with -1, none empty); and `trustworthiness` with `low`, `high`,
-    `chance` and what it is of.
-
-    `pmi_of`: all pmi of some of the latents. `directions` only place components that no edge joins.
-    """
-    from umap import UMAP  # 10 s to import; see preload
-
-    n, k = latents.shape
-    last = (latents >= 0).sum(1, keepdims=True) - 1
-    distance = np.exp2(-np.where(latents >= 0, pmi, np.take_along_axis(pmi, last, 1)))
-    itself = np.arange(n, dtype=np.int32)[:, None]
-    graph = np.hstack([itself, latents]), np.hstack([np.zeros((n, 1)), distance]).astype(np.float32)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # it warns that other points could not be added later
-        points = UMAP(
-            n_neighbors=k + 1,
-            metric="cosine",
-            precomputed_knn=(*graph, None),
-            force_approximation_algorithm=True,  # else it would compare all pairs again where they are few
-            random_state=seed,
-            n_jobs=1,
-        ).fit_transform(directions)
-    points = np.asarray(points, np.float32)
+def map_facts(
+    points: Float[np.ndarray, "n 2"], pmi_of: Callable[[Int[np.ndarray, " m"]], Float[np.ndarray, "m n"]]
+) -> dict[str, Any]:
+    """`trustworthiness` of a map with `low`, `high`, `chance` and what it is of. `pmi_of`: all pmi of some of the latents."""
+    n = len(points)
     trust, low, high = trustworthiness(points, pmi_of)
-    chance, *_ = trustworthiness(points[np.random.default_rng(seed).permutation(n)], pmi_of)
+    chance, *_ = trustworthiness(points[np.random.default_rng(0).permutation(n)], pmi_of)
     about = {"method": "umap", "by": "coactive_pmi", "latents": n, "trustworthiness": trust, "low": low, "high": high}
-    return points, about | {"chance": chance, "k": _TRUSTED_NEIGHBOURS, "of_latents": min(n, _TRUST_SAMPLE)}
+    return about | {"chance": chance, "k": _TRUSTED_NEIGHBOURS, "of_latents": min(n, _TRUST_SAMPLE)}
 
 
 def trustworthiness(

@@ -14,7 +14,6 @@ Source: the output score of Arad et al. 2025, arXiv:2505.20063, which asks for r
 one asks for ranks of differences, whose chance level is known.
 """
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -23,7 +22,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from sparsight.activations import PieceTable
-from sparsight.lm import LanguageModel, TokenBatch
+from sparsight.lm import LanguageModel
 
 __all__ = ["OUTPUT_TOKENS", "output_scores"]
 
@@ -60,11 +59,12 @@ def output_scores(
     )
     own, others, neighbours = np.zeros(len(numbers)), np.zeros(len(numbers)), np.roll(numbers, 1)
     for prompt in prompts:
-        clean = model.logits(_batch(prompt, 1))[0, -1].float()
+        ids = torch.from_numpy(prompt.astype(np.int64))
+        clean = model.boosted_logits(ids, target_hook_point, torch.zeros_like(maxima[:1]))[0].float()
         for start in range(0, len(numbers), _ROWS):
             block = slice(start, min(start + _ROWS, len(numbers)))
             latents = numbers[block]
-            logits = _boosted(model, prompt, _BOOST * maxima[latents], target_hook_point)
+            logits = model.boosted_logits(ids, target_hook_point, _BOOST * maxima[latents])
             among = (logits[:, drawn].float() - clean[drawn]).sort(dim=1).values
             for sums, of_latents in ((own, latents), (others, neighbours[block])):
                 tokens = torch.from_numpy(promoted[of_latents].astype(np.int64)).to(logits.device)
@@ -90,25 +90,6 @@ def _prompts(pieces: PieceTable) -> list[Int[np.ndarray, " p"]]:
     """The first tokens of documents, evenly spaced."""
     long = np.flatnonzero((np.diff(pieces.offsets) >= _PROMPT_TOKENS) & (pieces.starts == 0))
     return [pieces.tokens(int(piece))[:_PROMPT_TOKENS] for piece in _spread(long, _N_PROMPTS)]
-
-
-def _batch(prompt: Int[np.ndarray, " p"], n_rows: int) -> TokenBatch:
-    ids = torch.from_numpy(prompt.astype(np.int64)).repeat(n_rows, 1)
-    return TokenBatch(
-        input_ids=ids,
-        mask=torch.ones_like(ids, dtype=torch.bool),
-        document_ids=torch.zeros_like(ids),
-        positions=torch.arange(ids.shape[1], dtype=torch.int32).repeat(n_rows, 1),
-        piece_ids=torch.zeros_like(ids, dtype=torch.int32),
-    )
-
-
-def _boosted(model: LanguageModel, prompt: np.ndarray, boosts: Tensor, hook_point: str) -> Float[Tensor, "n vocab"]:
-    def add(activations: Tensor) -> Tensor:
-        return activations + boosts[:, None].to(activations)
-
-    edit: dict[str, Callable[[Tensor], Tensor]] = {hook_point: add}
-    return model.logits(_batch(prompt, len(boosts)), replace=edit)[:, -1]
 
 
 def _ranks(rises: Float[Tensor, "n t"], among: Float[Tensor, "n m"]) -> Float[Tensor, "n t"]:
