@@ -20,7 +20,7 @@ from sparsight.sae import SparseAutoencoder
 from sparsight.steering import SteerEvent
 from sparsight.web import live
 from sparsight.web.explorer import Explorer
-from web_run import BASE, CHANGE, HOSTILE, make_client, make_run, moved, write_index
+from web_run import BASE, CHANGE, HOSTILE, make_client, make_comparison, make_run, moved, write_index
 
 
 @pytest.fixture(scope="module")
@@ -320,3 +320,24 @@ def test_an_exported_page_holds_hostile_strings_as_text_and_runs_only_its_own_sc
     assert client.get(f"{BASE}/export?latents=1;2").status_code == 400
     assert client.get(f"{BASE}/export").status_code == 400
     capsys.readouterr()
+
+
+def test_a_comparison_is_listed_with_its_headline_once_it_is_complete(run, model_folder, tmp_path):
+    compared = make_comparison(tmp_path, model_folder)
+    client = make_client(compared, run, compared)
+    session = client.get("/api/session").json()
+    assert [each["key"] for each in session["dictionaries"]] == ["run/topk"]
+    assert [each["name"] for each in session["comparisons"]] == ["compared", "compared-2"]
+    assert session["comparisons"][0]["headline"] == "3.0 latents differ."
+    assert session["comparisons"][0]["hook_point"] == "layers.1"
+    assert "<h1>tuned</h1>" in client.get("/api/c/compared/report").text
+    assert client.get("/api/c/other/report").json()["remedy"] == "There are compared, compared-2."
+    alone = make_client(compared)
+    assert alone.get("/api/session").json()["dictionaries"] == []
+    (compared / "compare" / "report.html").unlink()
+    session = alone.get("/api/session").json()
+    assert session["comparisons"] == []
+    assert "not complete" in session["unavailable"][0]["error"]
+    assert alone.get("/api/c/compared/report").status_code == 404
+    (compared / "recipe.toml").unlink()
+    assert alone.get("/api/c/compared/report").status_code == 410

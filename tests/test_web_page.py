@@ -20,7 +20,7 @@ import uvicorn
 from sparsight.features import Label, Notes
 from sparsight.web.app import make_app
 from sparsight.web.explorer import Explorer
-from web_run import HOSTILE, N_LATENTS, make_run
+from web_run import HOSTILE, N_LATENTS, make_comparison, make_run
 
 playwright = pytest.importorskip("playwright.sync_api")
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -38,12 +38,20 @@ def run(tmp_path_factory, model_folder, text_path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def address(run) -> Iterator[str]:
+def compared(tmp_path_factory, model_folder) -> Path:
+    run = make_comparison(tmp_path_factory.mktemp("page-compared"), model_folder)
+    page = run / "compare" / "report.html"
+    page.write_text(page.read_text().replace(HOSTILE[0], "<p>what changed</p>"))  # of which the browser would complain
+    return run
+
+
+@pytest.fixture(scope="module")
+def address(run, compared) -> Iterator[str]:
     """A server on a free port, in a thread of its own."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         port = listener.getsockname()[1]
-        app = make_app(Explorer([run]), port=port, token="secret")
+        app = make_app(Explorer([run, compared]), port=port, token="secret")
         server = uvicorn.Server(uvicorn.Config(app, log_level="error", lifespan="off"))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
         thread.start()
@@ -392,3 +400,17 @@ def test_a_label_is_tested_from_its_page(open_page, run):
     page = open_page(f"{HERE}/feature/11")
     page.get_by_role("button", name="try to falsify it").click()
     expect(page.locator(".verdict")).to_contain_text(re.compile("balanced accuracy|too few passages"), timeout=60_000)
+
+
+def test_a_comparison_has_its_page_in_a_frame_in_the_explorers_colours(open_page):
+    page = open_page("/welcome", color_scheme="light")
+    expect(page.get_by_text("3.0 latents differ.")).to_be_visible()
+    page.get_by_role("link", name="Fine-tune").click()
+    expect(page).to_have_url(re.compile("/c/compared$"))
+    expect(page).to_have_title("compared · Sparsight")
+    shown = page.frame_locator("iframe")
+    expect(shown.get_by_text("what changed")).to_be_visible()
+    page.get_by_role("button", name="Dark colours").click()
+    expect(shown.locator("html")).to_have_css("color-scheme", "dark")
+    page.reload()
+    expect(shown.get_by_text("what changed")).to_be_visible()

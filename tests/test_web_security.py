@@ -11,7 +11,7 @@ from sparsight.web.app import make_app
 from sparsight.web.config import ExplorerConfig
 from sparsight.web.explorer import Explorer
 from sparsight.web.security import LARGEST_BODY
-from web_run import BASE, CHANGE, HOSTILE, make_client, make_run
+from web_run import BASE, CHANGE, HOSTILE, make_client, make_comparison, make_run
 
 JSON = {"Content-Type": "application/json"}
 
@@ -293,3 +293,16 @@ def test_another_address_needs_the_flag_and_answers_to_addresses_only(run):
 def test_there_is_no_page_that_loads_scripts_from_elsewhere(client):
     for path in ("/docs", "/redoc", "/openapi.json"):
         assert client.get(path).status_code == 404
+
+
+def test_the_page_of_a_comparison_runs_nothing_wherever_it_is_opened(run, model_folder, tmp_path):
+    client = make_client(run, make_comparison(tmp_path, model_folder))
+    answer = client.get("/api/c/compared/report?colours=dark")
+    assert (answer.status_code, answer.headers["content-type"]) == (200, "text/html; charset=utf-8")
+    policy = answer.headers["content-security-policy"]
+    assert policy == "default-src 'none'; style-src 'unsafe-inline'; sandbox; frame-ancestors 'self'"
+    assert answer.headers["x-frame-options"] == "SAMEORIGIN"
+    assert "color-scheme:dark}" in answer.text
+    assert "color-scheme:light dark}" in client.get("/api/c/compared/report?colours=red;x").text
+    assert client.get("/api/c/..%2Fcompared/report").status_code == 404
+    assert "frame-ancestors 'none'" in client.get("/api/session").headers["content-security-policy"]

@@ -15,7 +15,7 @@ from conftest import recipe_text
 from sparsight.activations import PieceTable
 from sparsight.features import FeatureIndex, FeatureIndexWriter, IndexConfig
 from sparsight.features.storage import ARRAYS
-from sparsight.recipe import dump_recipe, load_recipe
+from sparsight.recipe import compare_pair, dump_recipe, load_recipe
 from sparsight.sae import SAEConfig, SparseAutoencoder
 from sparsight.web.app import make_app
 from sparsight.web.explorer import Explorer
@@ -52,6 +52,19 @@ def make_run(folder: Path, model_folder: Path, text_path: str, *, every_array: b
     sae.save(run / "saes" / "topk", metadata={})
     hostile = np.array(tokenizer.convert_tokens_to_ids(list(HOSTILE)))
     write_index(run / "features" / "topk", hostile, every_array=every_array)
+    return run
+
+
+def make_comparison(folder: Path, model_folder: Path) -> Path:
+    """The run directory `compared` of a comparison whose page a hostile model wrote into."""
+    run = folder / "compared"
+    (run / "compare").mkdir(parents=True)
+    (run / "recipe.toml").write_text(dump_recipe(compare_pair(str(model_folder), "tuned", hook_point="layers.1")))
+    (run / "compare" / "report.md").write_text("# tuned\n\n3.0 latents differ.\n\n## Latents\n")
+    head = "<style>:root{color-scheme:light dark}</style>"
+    (run / "compare" / "report.html").write_text(
+        f"<html><head>{head}</head><body><h1>tuned</h1>{HOSTILE[0]}</body></html>"
+    )
     return run
 
 
@@ -117,9 +130,9 @@ def _as_version_1(path: Path) -> None:
     (path / "index.json").write_text(json.dumps(description))
 
 
-def make_client(run: Path) -> TestClient:
+def make_client(*runs: Path) -> TestClient:
     """A browser that has opened the printed URL."""
-    app = make_app(Explorer([run]), port=8000, token="secret")
+    app = make_app(Explorer(runs), port=8000, token="secret")
     client = TestClient(app, base_url="http://127.0.0.1:8000", raise_server_exceptions=False)
     assert client.get("/?token=secret", follow_redirects=False).status_code == 303
     return client

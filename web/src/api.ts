@@ -1,7 +1,7 @@
 /** The only module that speaks to the server. Every failure is an ApiError with one line to show. */
 
 import type {
-  Cluster, Contexts, Dictionary, Falsified, Feature, FeatureList, LiveText, Rows, RunFacts, Session, SteerLine, SteerRequest, SweepLine,
+  Cluster, Compared, Contexts, Dictionary, Falsified, Feature, FeatureList, LiveText, Rows, RunFacts, Session, SteerLine, SteerRequest, SweepLine,
 } from "./types";
 
 export class ApiError extends Error {
@@ -21,6 +21,7 @@ export const pathOf = (dictionary: Dictionary): string => {
   const cut = dictionary.key.lastIndexOf("/");
   return `/${[dictionary.key.slice(0, cut), dictionary.key.slice(cut + 1)].map(encodeURIComponent).join("/")}`;
 };
+export const comparedPath = (compared: Compared): string => `/c/${encodeURIComponent(compared.name)}`;
 const base = (dictionary: Dictionary) => `/api/d${pathOf(dictionary)}`;
 
 async function ask(url: string, init: RequestInit = {}): Promise<Response> {

@@ -1,7 +1,7 @@
 /** The frame: which dictionary, which view, and the keys that work everywhere. */
 
 import { useEffect, useRef, useState } from "preact/hooks";
-import { api, ApiError, pathOf } from "./api";
+import { api, ApiError, comparedPath, pathOf } from "./api";
 import { count } from "./format";
 import { useKeys } from "./keys";
 import { Dialog } from "./parts/dialog";
@@ -13,6 +13,7 @@ import { lastKey, seen, session } from "./state";
 import { useStore } from "./store";
 import { dark, toggleTheme } from "./theme";
 import type { Dictionary } from "./types";
+import { ComparedView } from "./views/compared";
 import { FeaturePage } from "./views/feature";
 import { Features } from "./views/features";
 import { Lists } from "./views/lists";
@@ -40,19 +41,23 @@ export function App() {
   const found = now?.dictionaries.find((d) => pathOf(d) === `/${run}/${sae}`);
   const fallback = now?.dictionaries.find((d) => d.key === lastKey.get()) ?? now?.dictionaries[0];
   const dictionary = found ?? fallback;
+  const compared = now?.comparisons.find((c) => comparedPath(c) === place.path);
 
   useEffect(() => void api.session().then((s) => session.set(s), setError), []);
   useEffect(() => void (found && lastKey.set(found.key)), [found?.key]);
   useEffect(() => {
-    if (!now || found || place.path === "/welcome" || !fallback) return;
-    if (place.path !== "/") return;
+    if (!now || place.path !== "/") return;
+    if (!fallback) {
+      if (now.comparisons[0]) go(comparedPath(now.comparisons[0]), true);
+      return;
+    }
     go(seen.get() ? `/d${pathOf(fallback)}/features` : "/welcome", true);
   }, [now, place.path]);
   useEffect(() => {
     const title = place.path === "/welcome" ? "" : view === "feature" ? `${rest} · ` : `${VIEWS.find(([v]) => v === view)?.[1] ?? ""} · `;
-    document.title = `${title}${dictionary?.key ?? ""} · Sparsight`;
+    document.title = compared ? `${compared.name} · Sparsight` : `${title}${dictionary?.key ?? ""} · Sparsight`;
     document.getElementById("main")?.scrollTo(0, 0);
-  }, [place.path, dictionary?.key]);
+  }, [place.path, dictionary?.key, compared?.name]);
 
   useKeys(
     {
@@ -76,14 +81,19 @@ export function App() {
           <span>Sparsight</span>
         </a>
         {dictionary && <Picker dictionary={dictionary} view={view} />}
-        {dictionary && (
+        {now && (dictionary || now.comparisons.length > 0) && (
           <nav aria-label="Views">
-            {VIEWS.map(([name, title]) => (
+            {dictionary && VIEWS.map(([name, title]) => (
               <a
                 href={`/d${pathOf(dictionary)}/${name}`}
                 aria-current={found && (view === name || (view === "feature" && name === "features")) ? "page" : undefined}
               >
                 {title}
+              </a>
+            ))}
+            {now.comparisons.map((c) => (
+              <a href={comparedPath(c)} aria-current={c === compared ? "page" : undefined} data-hint={c.headline}>
+                {now.comparisons.length > 1 || !dictionary ? c.name : "Fine-tune"}
               </a>
             ))}
           </nav>
@@ -94,11 +104,15 @@ export function App() {
           <button class="quiet icon" onClick={() => setOpen("keys")} aria-label="Keys and help" data-hint="Keys and help (?)">?</button>
         </div>
       </header>
-      <main id="main" tabIndex={-1} class={`view-${place.path === "/welcome" ? "welcome" : view}`}>
+      <main id="main" tabIndex={-1} class={`view-${compared ? "compared" : place.path === "/welcome" ? "welcome" : view}`}>
         {error ? (
           <Problem error={error} again={() => location.reload()} />
         ) : !now ? (
           <p class="waiting">Opening…</p>
+        ) : compared ? (
+          <ComparedView key={compared.name} compared={compared} />
+        ) : !dictionary && now.comparisons[0] ? (
+          place.path === "/welcome" ? <ComparedView compared={now.comparisons[0]} /> : place.path !== "/" && <Problem error={new ApiError("There is nothing at this address.", 404, "Choose a comparison above.")} />
         ) : !dictionary ? (
           <Problem
             error={new ApiError(now.unavailable?.[0]?.error ?? "There is no dictionary to show.", 0, now.unavailable?.[0]?.remedy ?? "Train one first: sparsight run RECIPE.")}

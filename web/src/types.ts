@@ -36,9 +36,19 @@ export interface Dictionary {
   columns: Column[];
 }
 
+/** A comparison of a base model with its fine-tune. */
+export interface Compared {
+  name: string;
+  base: string;
+  tuned: string;
+  hook_point: string;
+  headline: string;
+}
+
 export interface Session {
   version: string;
   dictionaries: Dictionary[];
+  comparisons: Compared[];
   unavailable?: { key: string; error: string; remedy?: string }[];
 }
 

@@ -25,7 +25,8 @@ h1{font-size:1.5rem;margin:0}h2{font-size:1.15rem;margin:2.2rem 0 .4rem}h3{font-
 .lead{font-size:1.1rem;border-left:4px solid #d9480f;padding:.2rem 0 .2rem .9rem;margin:1rem 0}
 .quiet{opacity:.7}
 .wide{overflow-x:auto}table{border-collapse:collapse;font-variant-numeric:tabular-nums}
-th,td{text-align:right;padding:.25rem .6rem;border-bottom:1px solid #8884;white-space:nowrap}th:first-child,td:first-child{text-align:left}
+th,td{text-align:right;padding:.25rem .6rem;border-bottom:1px solid #8884;white-space:nowrap}
+th{white-space:normal;vertical-align:bottom}th:first-child,td:first-child{text-align:left}
 svg{max-width:42rem;width:100%;height:auto;font-size:11px}svg text{fill:currentColor}
 .axis{stroke:currentColor}.limit{stroke:currentColor;stroke-dasharray:3 4;opacity:.45}
 .pair{display:grid;grid-template-columns:5.5rem 1fr;gap:.1rem .6rem;border-top:1px solid #8883;padding:.3rem 0}

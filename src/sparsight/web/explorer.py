@@ -1,4 +1,4 @@
-"""Explorer: the runs that are served, each SAE of them a dictionary, and the language models that answer live.
+"""Explorer: the runs that are served, each SAE of a study a dictionary, and the language models that answer live; and comparisons.
 
 Runs are named by their folder; two of one name get numbers. A run whose SAEs have no feature index yet is served as soon as it has one.
 """
@@ -13,7 +13,8 @@ import numpy as np
 from sparsight.artifact import RunDir, environment
 from sparsight.errors import RunError
 from sparsight.lm import resolve_checkpoint
-from sparsight.recipe import Recipe, load_recipe
+from sparsight.recipe import Comparison, Recipe, load_either
+from sparsight.web.compared import Compared
 from sparsight.web.dictionary import Dictionary
 from sparsight.web.live import LiveModel
 from sparsight.web.replies import Refusal, finite
@@ -37,21 +38,25 @@ _ABOUT = (
 
 
 class Explorer:
-    """Every dictionary that is served."""
+    """Every dictionary and every comparison that is served."""
 
     def __init__(self, paths: Iterable[str | Path]) -> None:
         """Opens nothing but the recipes. Raises RunError when a path is no run, RecipeError when its recipe cannot be read."""
         self.dictionaries: dict[tuple[str, str], Dictionary] = {}
         self.models: dict[str, LiveModel] = {}
+        self.comparisons: dict[str, Compared] = {}
         self._version = environment()["sparsight"]
         for path in paths:
             run = RunDir.open(path)
-            name, recipe = self._free_name(run.path.resolve().name), load_recipe(run.recipe)
+            name, recipe = self._free_name(run.path.resolve().name), load_either(run.recipe)
+            if isinstance(recipe, Comparison):
+                self.comparisons[name] = Compared(run, name, recipe)
+                continue
             words = Words(_tokenizer_of(recipe))
             self.models[name] = LiveModel(recipe)
             for sae in recipe.sae:
                 self.dictionaries[name, sae.id] = Dictionary(run, name, recipe, sae, words)
-        if not self.dictionaries:
+        if not self.dictionaries and not self.comparisons:
             raise RunError("There is no run to serve. Name at least one: sparsight serve runs/NAME.")
 
     def dictionary(self, run: str, sae: str) -> Dictionary:
@@ -62,19 +67,36 @@ class Explorer:
             raise Refusal(404, f"There is no dictionary {f'{run}/{sae}'[:100]!r}.", f"There are {known}.")
         return found
 
+    def comparison(self, run: str) -> Compared:
+        """By its run's name. Raises Refusal when there is none."""
+        if run not in self.comparisons:
+            known = ", ".join(self.comparisons) or "none"
+            raise Refusal(404, f"There is no comparison {run[:100]!r}.", f"There are {known}.")
+        return self.comparisons[run]
+
     def session(self) -> dict[str, Any]:
         """What there is to look at, and what cannot be looked at now."""
-        served, unavailable = [], []
+        served, compared, unavailable = [], [], []
         for dictionary in self.dictionaries.values():
             try:
                 served.append(_described(dictionary))
             except Refusal as refusal:
                 unavailable.append({"key": dictionary.key, "error": refusal.error, "remedy": refusal.remedy})
-        return {"version": self._version, "dictionaries": served, "unavailable": unavailable}
+        for comparison in self.comparisons.values():
+            try:
+                compared.append(comparison.described())
+            except Refusal as refusal:
+                unavailable.append({"key": comparison.name, "error": refusal.error, "remedy": refusal.remedy})
+        return {
+            "version": self._version,
+            "dictionaries": served,
+            "comparisons": compared,
+            "unavailable": unavailable,
+        }
 
     def prepare(self) -> None:
         """Work out what the page opens with, the first dictionary's table, so that who follows the URL waits for nothing."""
-        with suppress(Refusal):
+        with suppress(Refusal, StopIteration):
             opened = next(iter(self.dictionaries.values())).open()
             rows(opened, matching(opened, TableQuery())[:1])
 
@@ -92,7 +114,7 @@ class Explorer:
                 continue
 
     def _free_name(self, name: str) -> str:
-        taken = {run for run, _ in self.dictionaries}
+        taken = {run for run, _ in self.dictionaries} | set(self.comparisons)
         number, free = 1, name
         while free in taken:
             number += 1

@@ -1,4 +1,4 @@
-"""What the page reads: session, tables, features, passages, map, columns, clusters, lists, the run."""
+"""What the page reads: session, comparisons, tables, features, passages, map, columns, clusters, lists, the run."""
 
 from typing import Annotated, Any
 
@@ -44,6 +44,11 @@ Count = Annotated[int, Query(ge=0, le=100)]
 @router.get("/session")
 def _session(request: Request) -> Response:
     return Json(request.app.state.explorer.session())
+
+
+@router.get("/c/{run}/report")
+def _report(request: Request, run: str, colours: str = "") -> Response:
+    return request.app.state.explorer.comparison(run).page(colours)
 
 
 @router.get(f"{_AT}/features")

@@ -1,6 +1,6 @@
 /** The first page: what is open, and how to read what the other pages show. */
 
-import { pathOf } from "../api";
+import { comparedPath, pathOf } from "../api";
 import { count } from "../format";
 import { Marked } from "../parts/passage";
 import { LabelText, Tokens } from "../parts/tokens";
@@ -32,6 +32,9 @@ export function Welcome({ session, dictionary }: { session: Session; dictionary:
           ))}
         </tbody>
       </table>
+      {session.comparisons.map((c) => (
+        <p><a href={comparedPath(c)}><b>{c.name}</b></a>: {c.headline}</p>
+      ))}
       {session.unavailable?.map((one) => (
         <p class="problem"><strong>{one.key} cannot be looked at now.</strong> {one.error} {one.remedy}</p>
       ))}
