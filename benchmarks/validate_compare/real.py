@@ -28,7 +28,7 @@ GIGABYTE = 1e9
 
 def measured(run: Path) -> dict[str, Any]:
     """What a finished comparison says, by target."""
-    findings = Findings(run / "compare")
+    findings = Findings(RunDir(run).comparison)
     rows = {(row["name"], row["n_latents"]): row for row in findings.get("closure")["difference"]["rows"]}
     top, random = rows["top", SET], rows["random", SET]
     manifest = read_json(RunDir(run).manifest)

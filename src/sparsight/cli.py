@@ -363,7 +363,7 @@ class Compare:
             recipe = compare_pair(*self.of, **{name: getattr(self, name) for name in options}, overrides=self.set)
         else:
             raise SparsightError(f"compare takes a recipe or two models; {len(self.of)} were given.")
-        findings = Findings(compare_models(recipe, self.out, stop=stop).path / "compare")
+        findings = Findings(compare_models(recipe, self.out, stop=stop).comparison)
         if self.naive:
             print(as_text(naive_table(findings.get("labels"))))
             return

@@ -76,7 +76,7 @@ class _Comparing:
 
     def __init__(self, recipe: Comparison, run: RunDir, stop: StopFlag | None):
         self.recipe, self.run, self.stop = recipe, run, stop
-        self.manifest, self.findings = Manifest(run.manifest), Findings(run.path / "compare")
+        self.manifest, self.findings = Manifest(run.manifest), Findings(run.comparison)
 
     def go(self) -> None:
         """Every step that is not done yet."""

@@ -8,6 +8,7 @@
       features/ID/     a FeatureIndex
       notes/ID.sqlite  what people and explainers say of its latents
       report.md        what a person reads
+      compare/         of a comparison: what each step found, tables, report.md and report.html
 
 One process writes at a time: an flock on `.lock`, which the system releases however the process ends.
 """
@@ -65,6 +66,11 @@ class RunDir:
     def report(self) -> Path:
         """report.md: what a person reads."""
         return self.path / "report.md"
+
+    @property
+    def comparison(self) -> Path:
+        """compare/: what a comparison found; report.md and report.html there come last."""
+        return self.path / "compare"
 
     def sae(self, sae_id: str) -> Path:
         """The folder of one SAE."""

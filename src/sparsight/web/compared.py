@@ -8,7 +8,6 @@ from typing import Any
 from starlette.responses import Response
 
 from sparsight.artifact import RunDir
-from sparsight.findings import Findings
 from sparsight.recipe import Comparison
 from sparsight.web.replies import Refusal
 
@@ -25,7 +24,6 @@ class Compared:
 
     def __init__(self, run: RunDir, name: str, recipe: Comparison) -> None:
         self.name, self._run, self._recipe = name, run, recipe
-        self._findings = Findings(run.path / "compare")
 
     def described(self) -> dict[str, Any]:
         """What the list says of it. Raises Refusal while it is not complete."""
@@ -50,7 +48,7 @@ class Compared:
 
     def _read(self, name: str) -> bytes:
         try:
-            return (self._findings.folder / name).read_bytes()
+            return (self._run.comparison / name).read_bytes()
         except OSError as error:
             raise Refusal(503, f"{name} of {self.name} cannot be read now ({error.strerror}).") from None
 
@@ -59,7 +57,7 @@ class Compared:
             raise Refusal(
                 410, f"The run is no longer at {self._run.path}.", "Start the explorer with a run that is there."
             )
-        if not self._findings.report.is_file():
+        if not (self._run.comparison / "report.html").is_file():
             raise Refusal(
                 404,
                 f"{self.name} is a comparison that is not complete.",
