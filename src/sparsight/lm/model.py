@@ -11,7 +11,6 @@ import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from functools import partial
-from inspect import signature
 from typing import Any, cast
 
 import torch
@@ -194,21 +193,29 @@ class LanguageModel:
         What comes before the hook point's block is computed once for all n, where the model's modules allow it. Raises ModelError as `logits` does.
         """
         self._require_head()
-        point, last = HookPoint.parse(hook_point), {}
-        if "logits_to_keep" in signature(type(self._module).forward).parameters:
-            last["logits_to_keep"] = 1
+        layer = HookPoint.parse(hook_point).layer
+        block = f"layers.{layer}.input"
 
         def add(value: Tensor) -> Tensor:
             return value + boosts[:, None].to(value)
 
-        if point.layer is not None:
-            block = f"layers.{point.layer}.input"
-            fan = {block: lambda value: value.expand(len(boosts), -1, -1).contiguous()} if block != point.name else {}
-            # a module that keeps to the number of rows it saw at first has them all from the start
-            with suppress(RuntimeError), hooked(self._module, fan | {hook_point: add}):
-                return self._forward(input_ids[None], **last).logits[:, -1]
-        with hooked(self._module, {hook_point: add}):
-            return self._forward(input_ids.expand(len(boosts), -1), **last).logits[:, -1]
+        def fan(value: Tensor) -> Tensor:
+            return value.expand(len(boosts), -1, -1).contiguous()
+
+        # contiguous: a head of one position of several would be multiplied row by row, with a copy of its weights for each
+        last = cast(nn.Linear, self._module.get_output_embeddings()).register_forward_pre_hook(
+            lambda _, given: (given[0][:, -1:].contiguous(),)
+        )
+        try:
+            if layer is not None:
+                edits = ({} if block == hook_point else {block: fan}) | {hook_point: add}
+                # a module that keeps to the number of rows it saw at first has them all from the start
+                with suppress(RuntimeError), hooked(self._module, edits):
+                    return self._forward(input_ids[None]).logits[:, -1]
+            with hooked(self._module, {hook_point: add}):
+                return self._forward(input_ids.repeat(len(boosts), 1)).logits[:, -1]
+        finally:
+            last.remove()
 
     def gradient(
         self,
