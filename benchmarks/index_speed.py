@@ -51,9 +51,11 @@ STAGES = (
     "of_directions",
     "strongest",
     "communities",
-    "map",
+    "of_embeddings",
     "logit_weights",
     "output_scores",
+    "points",
+    "map_facts",
     "_of_partners",
 )
 WIDE, WIDE_WIDTH, L0, DOCUMENT_TOKENS, VOCABULARY = 131_072, 128, 32, 512, 50_000

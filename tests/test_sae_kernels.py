@@ -224,3 +224,14 @@ def test_the_squares_of_a_gradient_count_its_pull(d: int, pulled: bool) -> None:
     assert weighted is not None
     torch.testing.assert_close(weighted, scales[1] @ W, atol=1e-3, rtol=1e-5)
     assert cpu.gradient_squares(gradient, W, pull=pull) == (squares, None)
+
+
+@pytest.mark.parametrize("d", [576, 37])
+@pytest.mark.parametrize("m", [7, 64])
+def test_chosen_products_are_those_of_the_whole_product(d: int, m: int) -> None:
+    generator = torch.Generator().manual_seed(d)
+    x, W = torch.randn(33, d, generator=generator), torch.randn(90, d, generator=generator)
+    chosen = torch.randint(0, 90, (33, m), generator=generator, dtype=torch.int32)
+    torch.testing.assert_close(
+        cpu.chosen_products(x, W, chosen), (x @ W.T).gather(1, chosen.long()), rtol=1e-5, atol=1e-4
+    )

@@ -31,8 +31,10 @@ def dense(latents, n_latents: int) -> torch.Tensor:
     return torch.zeros(len(latents.values), n_latents).scatter_add(1, latents.indices, latents.values)
 
 
+@pytest.mark.parametrize("compiled", [False, True])
 @pytest.mark.parametrize("precise", [False, True])
-def test_the_same_latents_with_the_same_values(precise):
+def test_the_same_latents_with_the_same_values(monkeypatch, precise, compiled):
+    monkeypatch.setattr(screening.cpu, "available", lambda: compiled)
     sae = wide(rows())
     x = 3 * torch.randn(500, D, generator=torch.Generator().manual_seed(2))
     x = x if precise else x.bfloat16()  # as a model in bfloat16 gives it

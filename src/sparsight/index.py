@@ -21,7 +21,7 @@ from sparsight.features.evidence import Evidence, PairEvidence, of_directions, o
 from sparsight.features.statistics import MapProcess
 from sparsight.lm import LanguageModel
 from sparsight.metrics import CrossMoments, SeedPartners, flat_tokens, seed_partners
-from sparsight.sae import SparseAutoencoder, SparseLatents, untrained_directions
+from sparsight.sae import SparseAutoencoder, SparseLatents, screened, untrained_directions
 from sparsight.steering import NORM_TOKENS
 
 __all__ = ["build_index"]
@@ -49,12 +49,13 @@ def build_index(
     """
     _check(sae, store, hook_point)
     comparison = None if second is None else _SeedComparison(sae, second)
+    encoder = screened(sae)
     pieces, target = store.pieces("heldout"), target_hook_point or hook_point
     with (
         FeatureIndexWriter.create(Path(path), pieces, sae.n_latents, config) as writer,
         MapProcess(sae.n_latents if config.map else 0) as process,
     ):
-        mean_norm = _encode(sae, store, pieces, config, hook_point, writer, comparison)
+        mean_norm = _encode(encoder, store, pieces, config, hook_point, writer, comparison)
         grouped = writer.group()
         about: dict[str, Any] = {
             "architecture": sae.cfg.architecture,
@@ -132,12 +133,12 @@ class _SeedComparison:
             raise SAEError(
                 f"The SAE maps {widths[0]}, its second seed {widths[1]}: give the same SAE from another seed."
             )
-        self.sae, self.second = sae, second
+        self.sae, self.second, self.encoder = sae, second, screened(second)
         self.moments = CrossMoments(sae.n_latents, second.n_latents, sae.W_enc.device)
 
     def add(self, x: Float[Tensor, "n d_in"], latents: SparseLatents) -> None:
         """Count rows and the SAE's latents of them."""
-        self.moments.add(latents, self.second.encode_sparse(x))
+        self.moments.add(latents, self.encoder.encode_sparse(x))
 
     def partners(self) -> SeedPartners | None:
         """Of all rows so far."""

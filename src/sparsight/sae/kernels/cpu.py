@@ -6,6 +6,7 @@
     select_at_least    all values of at least a bound, rectified; `batch_bound` finds batchtopk's
     decode             e = z W_dec + b_dec - target,  d_x_hat = 2 e / e.numel(),  d_z = [z > 0] (d_x_hat W_dec^T + penalty)
     gradients          sums over rows of d_z x and z d_x_hat, for each latent
+    chosen_products    of each row with some rows of a matrix, in float32
     update             gradient projection, Adam, norm, bfloat16 copy
 
 On a 2-core Xeon with AMX (d = 576, F = 4608, k = 32, n = 1024; ms, within a step): selection 0.5, decode with d_z 1.2, gradients
@@ -38,6 +39,7 @@ __all__ = [
     "available",
     "batch_bound",
     "centre",
+    "chosen_products",
     "copy_bias",
     "decode",
     "encoder_copy",
@@ -148,6 +150,15 @@ def select_topk(pre: BFloat16[Tensor, "n F"], k: int, space: Workspace) -> Activ
 @lru_cache(maxsize=8)
 def _evenly(n: int, k: int) -> Int64[Tensor, " n+1"]:
     return torch.arange(n + 1) * k
+
+
+def chosen_products(
+    x: Float32[Tensor, "n d"], W: Float32[Tensor, "F d"], latents: Int32[Tensor, "n m"]
+) -> Float32[Tensor, "n m"]:
+    """Each row's products with its own rows of W."""
+    out = torch.empty(latents.shape)
+    _call("chosen_products", *x.shape, latents.shape[1], x, W, latents, out)
+    return out
 
 
 def batch_bound(pre: BFloat16[Tensor, "n F"], count: int, hint: float) -> float:

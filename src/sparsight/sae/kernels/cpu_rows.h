@@ -157,3 +157,24 @@ void mask_columns(int64_t n, int64_t width, const bf16 *z, bf16 *d_z, const floa
         memcpy(counts + at, active, m * sizeof(float));
     }
 }
+
+/* out[i, e] = x[i] . W[latents[i, e]] in float32, m latents a row: four at a time, which share the reads of x. */
+void chosen_products(int64_t n, int64_t d, int64_t m, const float *x, const float *W, const int32_t *latents, float *out) {
+#pragma omp parallel for schedule(static)
+    for (int64_t i = 0; i < n; i++) {
+        const float *row = x + i * d;
+        for (int64_t e = 0; e < m; e += 4) {
+            const float *w[4];
+            floats s[4] = {{0}};
+            int64_t few = e + 4 <= m ? 4 : m - e, c = 0;
+            for (int64_t q = 0; q < 4; q++) w[q] = W + latents[i * m + e + (q < few ? q : 0)] * d;
+            for (; c + LANES <= d; c += LANES)
+                for (int q = 0; q < 4; q++) s[q] += *(const floats *)(row + c) * *(const floats *)(w[q] + c);
+            for (int64_t q = 0; q < few; q++) {
+                float sum = total(s[q]);
+                for (int64_t l = c; l < d; l++) sum += row[l] * w[q][l];
+                out[i * m + e + q] = sum;
+            }
+        }
+    }
+}
