@@ -7,7 +7,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 TORCH ?= torch==2.13.0
 
 .PHONY: demo test lint install web web-check walk bench bench-growth bench-optimisers bench-quality bench-dictionaries bench-index bench-explorer
-.PHONY: bench-steering bench-grounding validate-compare validate-power false-facts reference-job check-peers clean
+.PHONY: bench-steering bench-grounding validate-compare validate-power validate-depth false-facts reference-job check-peers clean
 
 demo: $(VENV)/.installed
 	$(BIN)/sparsight run recipes/demo.toml
@@ -73,12 +73,16 @@ bench-grounding: $(VENV)/.installed
 validate-compare: $(VENV)/.installed
 	$(BIN)/python benchmarks/validate_compare/planted.py
 	$(BIN)/python benchmarks/validate_compare/exclusive.py
-	$(MAKE) validate-power bench-grounding false-facts
+	$(MAKE) validate-power bench-grounding false-facts validate-depth
 
 # What a comparison finds by firing rate, seeds and tokens: a record, a plot, and the table that `sparsight plan` reads. Some 20 minutes on 2 cores for
 # 20 repetitions, of which those in the record are not made again: make validate-power BENCH="--repetitions 40".
 validate-power: $(VENV)/.installed
 	$(BIN)/python benchmarks/validate_compare/power.py $(BENCH)
+
+# Closure by depth, of the models and the text of `make false-facts`; some ten minutes.
+validate-depth: $(VENV)/.installed
+	$(BIN)/python benchmarks/validate_compare/depth.py runs/false-facts
 
 # How long the explorer's page waits for each answer at 131,072 latents; ten minutes.
 bench-explorer: $(VENV)/.installed
