@@ -124,7 +124,7 @@ def index_wide(n_latents: int, n_pairs: int, with_neighbours: bool) -> dict[str,
         weights = {"W_enc": torch.randn(WIDE_WIDTH, n_latents), "W_dec": torch.randn(n_latents, WIDE_WIDTH)}
         biases = {"b_enc": torch.zeros(n_latents), "b_dec": torch.zeros(WIDE_WIDTH)}
         sae = SparseAutoencoder(SAEConfig(id="wide", architecture="topk", n_latents=n_latents, k=L0), weights | biases)
-        with measured, MapProcess(0) as no_map:
+        with measured, MapProcess(0, out / "none") as no_map:
             grouped = writer.group()
             parts = [PairEvidence(sae, grouped, IndexConfig(map=False), no_map).found]
             if with_neighbours:

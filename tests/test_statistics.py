@@ -305,14 +305,14 @@ def test_trustworthiness_is_scikit_learns():
     assert shuffled == pytest.approx(0.5, abs=0.05)
 
 
-def laid_out(*graph: np.ndarray) -> np.ndarray:
-    with MapProcess(len(graph[0])) as process:
+def laid_out(folder: Path, *graph: np.ndarray) -> np.ndarray:
+    with MapProcess(len(graph[0]), folder / "map") as process:
         process.begin(*graph)
         return process.points()
 
 
 @pytest.mark.slow  # UMAP compiles itself
-def test_a_map_shows_planted_groups_and_is_the_same_each_time():
+def test_a_map_shows_planted_groups_and_is_the_same_each_time(tmp_path):
     pytest.importorskip("umap")
     group = np.arange(240) % 4
     rng = np.random.default_rng(0)
@@ -322,13 +322,13 @@ def test_a_map_shows_planted_groups_and_is_the_same_each_time():
     pmi = np.take_along_axis(similarity, latents, 1).astype(np.float32)
     latents[::7, 6:], pmi[::7, 6:] = -1, np.nan  # some have fewer
     directions = rng.normal(size=(240, 5)).astype(np.float32)
-    points = laid_out(latents, pmi, directions)
+    points = laid_out(tmp_path, latents, pmi, directions)
     about = map_facts(points, lambda some: similarity[some])
     apart = np.square(points[:, None] - points).sum(-1)
     near = np.argsort(apart, axis=1)[:, 1:11]
     assert (group[near] == group[:, None]).mean() > 0.95
     assert about["trustworthiness"] > 0.8 > 0.6 > about["chance"]
-    assert np.array_equal(points, laid_out(latents, pmi, directions))
+    assert np.array_equal(points, laid_out(tmp_path, latents, pmi, directions))
 
 
 def test_a_map_that_fails_says_why_and_one_that_nobody_wants_ends(monkeypatch, tmp_path):
@@ -337,14 +337,14 @@ def test_a_map_that_fails_says_why_and_one_that_nobody_wants_ends(monkeypatch, t
     program = tmp_path / "fails.py"
     program.write_text("raise SystemExit('no memory left')")
     monkeypatch.setattr(layout, "_PROGRAM", program)
-    with MapProcess(120) as process, pytest.raises(MetricError, match="no memory left"):
+    with MapProcess(120, tmp_path / "map") as process, pytest.raises(MetricError, match="no memory left"):
         process.begin(*graph)
         process.points()
     program.write_text("import time; time.sleep(600)")
-    with MapProcess(120) as process:
+    with MapProcess(120, tmp_path / "map") as process:
         started = process._process
     assert started.poll() is not None
-    assert not Path(process._folder.name).exists()
+    assert not (tmp_path / "map").exists()
 
 
 def test_there_is_no_map_of_few_latents():

@@ -17,7 +17,7 @@ TARGET_AUC, TARGET_RATIO = 0.75, 5.0
 
 def share(n: int, total: int) -> dict[str, float]:
     """n of total with Wilson's 95 % interval."""
-    low, high = wilson_interval(np.array(n / total), total)
+    low, high = map(float, wilson_interval(np.array(n / total), total))
     return {"n": n, "total": total, "share": n / total, "low": low, "high": high}
 
 

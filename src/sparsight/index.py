@@ -51,33 +51,31 @@ def build_index(
     comparison = None if second is None else _SeedComparison(sae, second)
     encoder = screened(sae)
     pieces, target = store.pieces("heldout"), target_hook_point or hook_point
-    with (
-        FeatureIndexWriter.create(Path(path), pieces, sae.n_latents, config) as writer,
-        MapProcess(sae.n_latents if config.map else 0) as process,
-    ):
-        mean_norm = _encode(encoder, store, pieces, config, hook_point, writer, comparison)
-        grouped = writer.group()
-        about: dict[str, Any] = {
-            "architecture": sae.cfg.architecture,
-            "n_latents": sae.n_latents,
-            "hook_point": hook_point,
-            "target_hook_point": target,
-            "model": store.model,
-            "split": "heldout",
-            "mean_norm": mean_norm if hook_point == target else _mean_norm(store, target),
-            "position_tokens": grouped.text.position_tokens().tolist(),
-        }
-        pairs = PairEvidence(sae, grouped, config, process)
-        for arrays, facts in (
-            pairs.found,
-            of_directions(sae, grouped),
-            of_embeddings(model, grouped),
-            of_outputs(sae, model, grouped, pieces, config, target),
-            _of_partners(comparison),
-            pairs.map(),
-        ):
-            writer.set_arrays(arrays)
-            about |= facts
+    with FeatureIndexWriter.create(Path(path), pieces, sae.n_latents, config) as writer:
+        with MapProcess(sae.n_latents if config.map else 0, writer.scratch) as process:
+            mean_norm = _encode(encoder, store, pieces, config, hook_point, writer, comparison)
+            grouped = writer.group()
+            about: dict[str, Any] = {
+                "architecture": sae.cfg.architecture,
+                "n_latents": sae.n_latents,
+                "hook_point": hook_point,
+                "target_hook_point": target,
+                "model": store.model,
+                "split": "heldout",
+                "mean_norm": mean_norm if hook_point == target else _mean_norm(store, target),
+                "position_tokens": grouped.text.position_tokens().tolist(),
+            }
+            pairs = PairEvidence(sae, grouped, config, process)
+            for arrays, facts in (
+                pairs.found,
+                of_directions(sae, grouped),
+                of_embeddings(model, grouped),
+                of_outputs(sae, model, grouped, pieces, config, target),
+                _of_partners(comparison),
+                pairs.map(),
+            ):
+                writer.set_arrays(arrays)
+                about |= facts
         return writer.finish(about)
 
 

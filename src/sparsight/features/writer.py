@@ -93,6 +93,11 @@ class FeatureIndexWriter:
                 bucket.close()
             shutil.rmtree(folder, ignore_errors=True)
 
+    @property
+    def scratch(self) -> Path:
+        """A folder that the caller may make, and is to remove before `finish`; where what is large may lie."""
+        return self._arrays.path / "scratch"
+
     def add(
         self, tokens: Int[np.ndarray, " n"], latents: Int[np.ndarray, "n m"], values: Float[np.ndarray, "n m"]
     ) -> None:

@@ -16,9 +16,9 @@ Trade-off: 4,608 latents take 9 s, and 15 more, at the beginning, to import and 
 """
 
 import importlib.util
+import shutil
 import subprocess
 import sys
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
@@ -44,17 +44,21 @@ class MapProcess:
     Where UMAP is not installed, or for too few latents, there is no process and `begin` must not be called; see `why_no_map`.
     """
 
-    def __init__(self, n_latents: int) -> None:
-        self._folder = tempfile.TemporaryDirectory(prefix="sparsight-map-")
+    def __init__(self, n_latents: int, folder: Path) -> None:
+        """`folder`: made for what the process reads and writes, and gone at the end."""
+        self._folder = folder
         self._process: subprocess.Popen[str] | None = None
         if not why_no_map(n_latents):
-            self._process = subprocess.Popen(
-                [sys.executable, "-P", str(_PROGRAM), self._folder.name],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.PIPE,
-                text=True,
-            )
+            self._folder.mkdir()
+            with self._errors.open("w") as errors:
+                self._process = subprocess.Popen(
+                    [sys.executable, "-P", str(_PROGRAM), str(self._folder)],
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.DEVNULL,
+                    stderr=errors,
+                    text=True,
+                    start_new_session=True,  # Ctrl-C is for this process, which may have the map finished first
+                )
 
     def __enter__(self) -> Self:
         return self
@@ -63,7 +67,11 @@ class MapProcess:
         if self._process is not None and self._process.poll() is None:
             self._process.kill()
             self._process.communicate()
-        self._folder.cleanup()
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    @property
+    def _errors(self) -> Path:
+        return self._folder / "errors.txt"
 
     def begin(
         self,
@@ -86,17 +94,17 @@ class MapProcess:
             "directions": np.ascontiguousarray(directions, np.float32),
         }
         for name, array in arrays.items():
-            np.save(Path(self._folder.name) / f"{name}.npy", array)
+            np.save(self._folder / f"{name}.npy", array)
         self._say(f"{seed}\n")
 
     def points(self) -> Float[np.ndarray, "n 2"]:
         """Coordinates, once they are there. Raises MetricError with the process' last words when it failed."""
         assert self._process is not None
-        _, words = self._process.communicate()
+        self._process.communicate()
         if self._process.returncode:
-            last = words.strip().splitlines()[-1:] or ["it said nothing"]
+            last = self._errors.read_text(errors="replace").strip().splitlines()[-1:] or ["it said nothing"]
             raise MetricError(f"The map could not be laid out ({last[0]}). Leave it out with [index] map = false.")
-        return np.load(Path(self._folder.name) / "points.npy")
+        return np.load(self._folder / "points.npy")
 
     def _say(self, line: str) -> None:
         assert self._process is not None
