@@ -23,6 +23,7 @@ from sparsight.features import (
     show_latent,
     top_contexts,
 )
+from sparsight.features.statistics import layout
 from sparsight.index import build_index
 from sparsight.lm import LanguageModel, Piece
 from test_evaluate import identity_sae, make_window, relu_sae, tiny_model, write_store
@@ -84,6 +85,22 @@ def test_density_and_values_of_a_latent_that_fires_on_a_known_token(index):
     assert index.histogram[2].sum() == 4
     assert index.histogram[2][[2, 5, 11, 19]].tolist() == [1, 1, 1, 1]  # 1/7, 2/7, 4/7, 7/7 of 20 bins
     assert len(index.activations(0)[0]) == 0
+
+
+def test_an_index_whose_map_fails_holds_all_else_and_says_so(tmp_path, monkeypatch):
+    pytest.importorskip("umap")
+    program = tmp_path / "fails.py"
+    program.write_text("raise SystemExit('no memory left')")
+    monkeypatch.setattr(layout, "_PROGRAM", program)
+    torch.manual_seed(0)
+    sae = relu_sae(torch.randn(WIDTH, 140), torch.randn(140, WIDTH))
+    rng = np.random.default_rng(0)
+    store = one_hot_store(tmp_path / "store", [rng.integers(0, WIDTH, 50).tolist() for _ in range(8)])
+    index = build_index(sae, store, path=tmp_path / "index", hook_point=HOOK)
+    assert "no memory left" in index.about["why_no_map"]
+    assert "map" not in index.arrays
+    assert (index.arrays["coactive_latents"][:, 0] >= 0).sum() >= 100  # a map could have been made
+    assert not (tmp_path / "index" / "scratch").exists()
 
 
 def test_the_index_holds_what_encoding_everything_at_once_gives(tmp_path):

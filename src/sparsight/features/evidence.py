@@ -3,12 +3,14 @@
 Each function gives arrays of the index and facts for its `about`: what they were measured on, and the control.
 """
 
+import logging
 from typing import Any
 
 import numpy as np
 import torch
 
 from sparsight.activations import PieceTable
+from sparsight.errors import MetricError
 from sparsight.features.config import IndexConfig
 from sparsight.features.logits import logit_weights
 from sparsight.features.statistics import (
@@ -30,6 +32,8 @@ from sparsight.lm import LanguageModel
 from sparsight.sae import SparseAutoencoder
 
 __all__ = ["Evidence", "PairEvidence", "of_directions", "of_embeddings", "of_outputs"]
+
+_log = logging.getLogger(__name__)
 
 Evidence = tuple[dict[str, np.ndarray], dict[str, Any]]
 """Arrays of the index and facts of its `about`."""
@@ -65,11 +69,15 @@ class PairEvidence:
             process.begin(numbers[partners[self._linked]], pmi[self._linked], directions)
 
     def map(self) -> Evidence:
-        """Coordinates of every latent, NaN without a place, and how far to trust them."""
+        """Coordinates of every latent, NaN without a place, and how far to trust them; or why there are none, since an index is of use without."""
         if self.found[1]["why_no_map"]:
             return {}, {}
         points, linked = np.full((self._n_latents, 2), np.nan, np.float32), self._linked
-        points[linked] = self._process.points()
+        try:
+            points[linked] = self._process.points()
+        except MetricError as failed:
+            _log.warning("%s", failed)
+            return {}, {"why_no_map": str(failed)}
         return {"map": points}, {
             "map": map_facts(points[linked], lambda some: self._pairs.pmi(linked[some])[:, linked])
         }

@@ -103,7 +103,7 @@ class MapProcess:
         self._process.communicate()
         if self._process.returncode:
             last = self._errors.read_text(errors="replace").strip().splitlines()[-1:] or ["it said nothing"]
-            raise MetricError(f"The map could not be laid out ({last[0]}). Leave it out with [index] map = false.")
+            raise MetricError(f"The map could not be laid out ({last[0]}).")
         return np.load(self._folder / "points.npy")
 
     def _say(self, line: str) -> None:
