@@ -23,7 +23,9 @@ from sparsight.lm import LanguageModel, ModelConfig, Piece, load_models
 from sparsight.metrics import SpliceText
 from sparsight.plan import Plan, check_fits, make_plan
 from sparsight.recipe import Comparison, Recipe, load_comparison, load_either
-from sparsight.recipe.cost import PADDING
+from sparsight.recipe.comparison_cost import comparison_cost
+from sparsight.recipe.cost import PADDING, Work
+from sparsight.recipe.pace import stage_seconds
 from sparsight.sae import SAEConfig, SAETrainer
 
 ROOT = Path(__file__).parents[1]
@@ -101,7 +103,7 @@ def test_a_null_that_is_to_be_made_is_paid_for():
     made = plan("null=", "make_null=true")
     tokens = made.fit.recipe.null_training.steps * made.fit.recipe.null_training.batch_tokens
     whole = made.fit.geometry.forward_flops(128, whole=True)
-    assert made.fit.cost.work["null"].flops["forward", "bfloat16"] == pytest.approx(2 * tokens * whole * PADDING)
+    assert made.fit.cost.work["null"].flops["hooked", "bfloat16"] == pytest.approx(2 * tokens * whole * PADDING)
     assert "null" not in plan(*ALONE).fit.cost.work
     assert "null an adapter to be made" in made.render()
 
@@ -188,7 +190,7 @@ def counted(run: Callable[[], object]) -> float:
 def test_where_takes_as_many_passes_as_the_plan_says(tiny: Plan, models: dict[str, LanguageModel], text: SpliceText):
     points = ["layers.0", "layers.2", "layers.3", POINT]
     found = counted(lambda: layer_findings(models, text, points, 240))
-    assert tiny.fit.cost.work["where"].flops["forward", "float32"] / PADDING == pytest.approx(found, rel=0.06)
+    assert tiny.fit.cost.work["where"].flops["hooked", "float32"] / PADDING == pytest.approx(found, rel=0.06)
 
 
 def test_closure_takes_as_many_passes_as_the_plan_says(tiny: Plan, models: dict[str, LanguageModel], text: SpliceText):
@@ -328,3 +330,14 @@ def _without_tuned(folder: Path) -> Path:
     path = folder / "without.toml"
     path.write_text("\n".join(line for line in EXAMPLE.read_text().splitlines() if not line.startswith("tuned")))
     return path
+
+
+def test_the_calls_of_many_small_steps_take_time_beside_what_they_compute():
+    asked = plan().fit
+    cpu, cuda = (
+        comparison_cost(asked.recipe, asked.geometry, kind).work["dictionaries"].call_seconds
+        for kind in ("cpu", "cuda")
+    )
+    steps = asked.recipe.activations.n_tokens * asked.recipe.train.epochs // asked.recipe.train.batch_tokens
+    assert (cpu, cuda) == (pytest.approx(len(asked.cost.saes) * steps * 3.5e-3), 0)
+    assert stage_seconds(Work(call_seconds=3.0), next(iter(DEVICES.values()))) == 3.0

@@ -54,6 +54,7 @@ _DOTS, _DOT_BYTES = (
     64,
 )  # of an active latent with each model's error and reconstruction along two decoders; moved a number, measured
 _PAIR_TABLES = 4
+_STEP_CALLS = 3.5e-3  # seconds: a step of 512 rows and 1,152 latents takes 7.7 ms, of which FLOPs and bytes explain 4
 
 
 def comparison_cost(recipe: Comparison, geometry: ModelGeometry, kind: str) -> Cost:
@@ -122,9 +123,9 @@ class _Costing:
         capture, options, n_fine_tunes = recipe.activations, recipe.closure, len(recipe.roles) - 1
         found: dict[str, Work] = {}
 
-        def stage(name: str, forward: float) -> Work:
+        def stage(name: str, forward: float, what: str = "hooked") -> Work:
             found[name] = Work()
-            found[name].compute("forward", dtype, forward)
+            found[name].compute(what, dtype, forward)
             return found[name]
 
         if recipe.make_null:
@@ -132,7 +133,7 @@ class _Costing:
             stage("null", 2 * trained * self._whole)
         n_captured = capture.n_tokens + capture.heldout_tokens
         cut = self.geometry.forward_flops(recipe.text.context_tokens) * PADDING
-        stage("capture", n_captured * len(recipe.roles) * cut).bytes_written = n_captured * self._token_bytes
+        stage("capture", n_captured * len(recipe.roles) * cut, "forward").bytes_written = n_captured * self._token_bytes
         points = options.layers + 1
         stage("where", options.heldout_tokens * (2 * n_fine_tunes + 2 + 2 * points) * self._whole)
         dense = stage("dense", options.heldout_tokens * 2 * n_fine_tunes * self._whole)
@@ -153,6 +154,7 @@ class _Costing:
             rows = capture.n_tokens * train.epochs
             work.compute(sae.form, sae.precision, sae.flops_done * rows)
             work.bytes_moved += sae.bytes_moved * (rows // train.batch_tokens)
+            work.call_seconds += (rows // train.batch_tokens) * _STEP_CALLS if self.kind == "cpu" else 0.0
             work.compute("forward", "float32", sae.flops_inference * capture.heldout_tokens)
         return work
 
@@ -203,7 +205,7 @@ class _Costing:
         """`n_texts`: for each prompt."""
         writing = self.recipe.writing
         tokens = writing.prompts * (writing.prompt_tokens + writing.max_new_tokens)
-        work.compute("forward", self.recipe.base.dtype, 3 * n_texts * tokens * self._whole)
+        work.compute("hooked", self.recipe.base.dtype, 3 * n_texts * tokens * self._whole)
         batches = -(-writing.prompts // _WRITTEN_AT_ONCE)
         weights = model_bytes(self.recipe.base, self.geometry.parameters)
         work.bytes_moved += n_texts * batches * writing.max_new_tokens * weights

@@ -67,6 +67,8 @@ class Work:
     """In memory, apart from what efficiencies stand for."""
     bytes_written: float = 0.0
     """To disk."""
+    call_seconds: float = 0.0
+    """Of what computes nothing and moves little, and has to be called."""
 
     def compute(self, what: str, dtype: str, flops: float) -> None:
         """Adds FLOPs."""
