@@ -47,6 +47,7 @@ allow_short = true
 batch_tokens = 128
 epochs = 3
 [dictionaries]
+seeds = 3
 n_latents = 48
 k = 6
 [labels]
@@ -138,7 +139,7 @@ def test_a_finished_comparison_is_not_run_again_and_a_lost_step_is(tiny, done, c
     ("change", "message"),
     [
         (('tuned = "', 'tuned = "/nowhere/'), "nowhere"),
-        (("n_latents = 48", "n_latents = 48\nseeds = 2"), "fewer than 3"),
+        (("seeds = 3", "seeds = 2"), "fewer than 3"),
         (('hook_points = ["layers.2"]', 'hook_points = ["layers.2", "layers.1"]'), "one hook point"),
         (("schema = 1", "schema = 1\nmake_null = true"), "exclude each other"),
         (('["layers.2"]', '["layers.9"]'), "layers.9"),
@@ -160,7 +161,7 @@ def test_what_cannot_be_compared_is_refused_in_one_line(tiny, tmp_path, capsys, 
 
 
 def test_verbs_of_a_study_say_what_a_comparison_is(done, capsys):
-    for verb in ("show", "serve", "evaluate"):
+    for verb in ("show", "evaluate"):
         with pytest.raises(SystemExit):
             cli.main([verb, str(done)])
         assert "is a comparison's: `sparsight compare` runs it" in capsys.readouterr().err
