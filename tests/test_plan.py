@@ -20,7 +20,7 @@ from sparsight.recipe import Recipe, load_recipe
 from sparsight.recipe.cost import recipe_cost
 from sparsight.recipe.sae_cost import SAECost
 from sparsight.recipe.schema import CONTROLS
-from sparsight.sae import SAEConfig, SAETrainer, Workspace
+from sparsight.sae import SAEConfig, SAETrainer, Workspace, screening
 from sparsight.sae.kernels import cpu
 
 RECIPES = Path(__file__).parents[1] / "recipes"
@@ -359,7 +359,8 @@ def test_controls_are_charged_like_the_saes_that_they_are():
     assert forwards[1] / forwards[0] == pytest.approx(8 / 4)  # clean, zero, mean and the SAE; three more SAEs and PCA
 
 
-def test_a_second_seed_is_charged_where_features_are_indexed():
+def test_a_second_seed_is_charged_where_features_are_indexed(monkeypatch):
+    monkeypatch.setattr(screening, "_multiplies_bfloat16", lambda: True)
     pairs, dense = 100_000 * 32**2 * 64, 2.0 * 100_000 * 4608**2
     for kind in ("cpu", "cuda"):
         recipes = [
@@ -374,6 +375,8 @@ def test_a_second_seed_is_charged_where_features_are_indexed():
         assert work[1].bytes_moved - work[0].bytes_moved == (0 if kind == "cuda" else pairs)
         assert without.device["index"]["seed partners"] == 0
         assert second.device["index"]["seed partners"] == 4 * 4608**2
+        copies = [cost.device["index"]["encoders to screen with"] for cost in (without, second)]
+        assert copies == [n * 6 * 4608 * 576 * (kind == "cpu") for n in (1, 2)]  # float32 by rows, and bfloat16
 
 
 def test_the_text_says_what_controls_add():

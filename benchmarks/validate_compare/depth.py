@@ -16,6 +16,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from real import SET, interval
+
 from sparsight.activations import ActivationStore, PairedModels, StoreSource, paired_hook_points
 from sparsight.artifact import RunDir
 from sparsight.collect import collect_activations
@@ -29,7 +31,6 @@ from sparsight.train import train_saes
 
 RECORD = Path(__file__).parents[1] / "records" / "compare-depth.json"
 DEPTHS = (7, 15, 22, 26, 28)
-SET = 50
 SHOWN = ("nothing", "top", "random", "bottom", "all", "ceiling")
 
 
@@ -96,11 +97,6 @@ def markdown(found: dict[str, Any]) -> str:
         )
         + "\n"
     )
-
-
-def interval(estimate: dict[str, Any]) -> str:
-    """With its ends."""
-    return f"{estimate['value']:.3f} [{estimate['low']:.3f}, {estimate['high']:.3f}]"
 
 
 def main() -> None:

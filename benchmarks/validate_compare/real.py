@@ -52,7 +52,7 @@ def markdown(found: dict[str, Any]) -> str:
     """Targets, then what the run says in words and tables."""
     ceiling, steps = found["of_ceiling"], found["steps"]
     targets = [
-        ["diff-SAE, closure over its ceiling", ">= 0.8", _interval(ceiling)],
+        ["diff-SAE, closure over its ceiling", ">= 0.8", interval(ceiling)],
         [f"top {SET} over random {SET}, closure", ">= 2", f"{found['ratio']:.2f}"],
         [f"top {SET} over random {SET}, above nothing", "", f"{found['ratio_above_nothing']:.2f}"],
         ["minutes", "<= 60", f"{found['minutes']:.0f}"],
@@ -77,7 +77,8 @@ def _rows(code: dict[str, Any]) -> str:
     return as_text(closure_table(code["rows"]))
 
 
-def _interval(estimate: dict[str, Any]) -> str:
+def interval(estimate: dict[str, Any]) -> str:
+    """With its ends."""
     return f"{estimate['value']:.3f} [{estimate['low']:.3f}, {estimate['high']:.3f}]"
 
 

@@ -36,7 +36,7 @@ class DictionaryConfig:
     lr: float = 5e-3
     """Adam's peak learning rate; at 1e-3 dictionaries of some hundred thousand tokens differ by seed nearly everywhere."""
     seeds: int = 5
-    """SAEs of each model, 3 at least. Where 5 found all planted changes at 1 % of tokens, 3 found half (records/compare-power.md)."""
+    """SAEs of each model, 3 at least. With 256,000 tokens 5 found all planted changes at 1 %, 3 half (benchmarks/records/compare-power.md)."""
     null_seeds: int = 3
     """SAEs of the null fine-tune, where there is one; 2 at least, 3 to test it as the fine-tune is tested."""
     crosscoders: bool = True

@@ -7,7 +7,7 @@ from sparsight.sae.crosscoder import model_decoders, relative_norm
 from sparsight.sae.edits import EDIT_MODES, LatentEdit, edit_change, edited
 from sparsight.sae.exchange.founding import founding_config
 from sparsight.sae.kernels.workspace import Workspace
-from sparsight.sae.screening import screened
+from sparsight.sae.screening import is_screened, screened
 from sparsight.sae.trainer import SAETrainer
 from sparsight.sae.untrained import load_untrained, untrained_directions, untrained_sae
 
@@ -25,6 +25,7 @@ __all__ = [
     "edit_change",
     "edited",
     "founding_config",
+    "is_screened",
     "load_stream_state",
     "load_untrained",
     "model_decoders",

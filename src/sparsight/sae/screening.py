@@ -19,10 +19,11 @@ from torch.nn import functional
 
 from sparsight.sae.activation import topk
 from sparsight.sae.autoencoder import SparseAutoencoder, SparseLatents
+from sparsight.sae.config import SAEConfig
 from sparsight.sae.kernels import cpu
 from sparsight.sae.kernels.workspace import Workspace
 
-__all__ = ["ScreenedAutoencoder", "screened"]
+__all__ = ["ScreenedAutoencoder", "is_screened", "screened"]
 
 _MARGIN = 8.0
 _LEAST_LATENTS = 2**12
@@ -33,8 +34,12 @@ _ROWS_AT_ONCE = 32  # tokens whose candidates' rows of W_enc are gathered at onc
 
 def screened(sae: SparseAutoencoder) -> SparseAutoencoder:
     """The SAE, screened where that helps: a TopK SAE of 4,096 latents or more on a CPU that multiplies bfloat16. Else as it came."""
-    helps = sae.cfg.inference == "topk" and sae.n_latents >= _LEAST_LATENTS and sae.W_enc.device.type == "cpu"
-    return ScreenedAutoencoder(sae) if helps and _multiplies_bfloat16() else sae
+    return ScreenedAutoencoder(sae) if is_screened(sae.cfg, sae.W_enc.device.type) else sae
+
+
+def is_screened(cfg: SAEConfig, kind: str) -> bool:
+    """Whether `screened` screens such an SAE on this kind of device."""
+    return cfg.inference == "topk" and cfg.n_latents >= _LEAST_LATENTS and kind == "cpu" and _multiplies_bfloat16()
 
 
 class ScreenedAutoencoder(SparseAutoencoder):

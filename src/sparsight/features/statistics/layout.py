@@ -12,7 +12,7 @@ are exchanged at random, which is the control. The sum over i is of up to 1,000 
 UMAP runs in a process of its own (umap_process.py): it holds the interpreter while it runs, on one core since it is seeded, and beside it matrix
 products keep another busy.
 
-Trade-off: 4,608 latents take 9 s, and 15 more, at the beginning, to import and compile; 131,072 take minutes. [index] map = false skips it.
+Trade-off: 4,608 latents take 4 s, and 7 more, at the beginning, to import and compile; 131,072 take minutes. [index] map = false skips it.
 """
 
 import importlib.util

@@ -1,6 +1,6 @@
 """A program of its own that lays out a map with UMAP: python -P umap_process.py FOLDER, run by `layout.MapProcess`.
 
-It imports and compiles UMAP first, which takes some 15 s, waits for a line of input, reads FOLDER/{neighbours,distances,directions}.npy and writes
+It imports and compiles UMAP first, which takes some 7 s, waits for a line of input, reads FOLDER/{neighbours,distances,directions}.npy and writes
 FOLDER/points.npy. End of input without a line ends it. It imports nothing of the package, so that it starts at once.
 """
 
