@@ -6,7 +6,15 @@ import pytest
 import torch
 
 from sparsight.errors import RunError, SAEError, TextError
-from sparsight.features import FeatureIndex, read_text, read_texts, show_latent, show_overview, show_text
+from sparsight.features import (
+    FeatureIndex,
+    read_text,
+    read_text_in_parts,
+    read_texts,
+    show_latent,
+    show_overview,
+    show_text,
+)
 from sparsight.index import build_index
 from sparsight.lm import LanguageModel, Piece, make_batches
 from test_evaluate import identity_sae, relu_sae, tiny_model
@@ -121,3 +129,27 @@ def test_texts_read_together_are_as_read_alone(model):
         assert live.error.max() < 1e-5  # identity
         assert (live.values[:, :-1] >= live.values[:, 1:]).all()
     assert live.special.tolist() == [True, False, False]
+
+
+@pytest.mark.parametrize(
+    ("n_words", "parts"), [(1, [1]), (48, [48]), (49, [32, 17]), (192, [32, 160]), (200, [32, 96, 72])]
+)
+def test_a_text_in_parts_is_the_same_text(model, n_words, parts):
+    sae = relu_sae(torch.eye(WIDTH), torch.eye(WIDTH))
+    text = " ".join(f"w{1 + (7 * n) % 13}" for n in range(n_words))
+    whole = read_text(sae, model, text, hook_point=HOOK)
+    found = list(read_text_in_parts(sae, model, text, hook_point=HOOK))
+    assert [len(part.token_ids) for part in found] == parts
+    rows = [part.values[row, : part.l0[row]] for part in found for row in range(len(part.l0))]
+    for row, values in enumerate(rows):
+        assert values == pytest.approx(whole.values[row, : whole.l0[row]], abs=1e-5)
+    for name in ("token_ids", "special", "error", "l0"):
+        joined = [value for part in found for value in getattr(part, name).tolist()]
+        assert joined == pytest.approx(getattr(whole, name).tolist(), abs=1e-5)
+
+
+def test_a_text_in_parts_is_refused_before_anything_is_read(model):
+    with pytest.raises(TextError, match="no tokens"):
+        next(read_text_in_parts(identity_sae(), model, "", hook_point=HOOK))
+    with pytest.raises(SAEError, match="16 wide; this SAE expects d_in=4"):
+        next(read_text_in_parts(identity_sae(4), model, "w3", hook_point=HOOK))

@@ -2,6 +2,7 @@
 
 import type {
   Cluster, Compared, Contexts, Dictionary, Falsified, Feature, FeatureList, LiveText, Rows, RunFacts, Session, SteerLine, SteerRequest, SweepLine,
+  TextLine,
 } from "./types";
 
 export class ApiError extends Error {
@@ -114,8 +115,15 @@ export const api = {
   },
   clusters: (d: Dictionary) => kept(`${base(d)}/clusters`, () => json<Cluster[]>(`${base(d)}/clusters`)),
   run: (d: Dictionary) => kept(`${base(d)}/run`, () => json<RunFacts>(`${base(d)}/run`)),
-  text: async (d: Dictionary, text: string, latents: number[], signal?: AbortSignal): Promise<LiveText> =>
-    (await write("POST", `${base(d)}/text`, latents.length ? { text, latents } : { text }, signal)).json(),
+  /** What has been read of the text so far, again and again until it is all of it. */
+  text: async function* (d: Dictionary, text: string, latents: number[], signal?: AbortSignal): AsyncGenerator<LiveText> {
+    let sofar: LiveText = { tokens: [], latents: {} };
+    for await (const line of lines<TextLine>(await write("POST", `${base(d)}/text`, latents.length ? { text, latents } : { text }, signal))) {
+      if (line.done) return;
+      sofar = { tokens: [...sofar.tokens, ...(line.tokens ?? [])], latents: { ...sofar.latents, ...line.latents } };
+      yield sofar;
+    }
+  },
   steer: async function* (d: Dictionary, request: SteerRequest, signal: AbortSignal) {
     yield* lines<SteerLine>(await write("POST", `${base(d)}/steer`, request, signal));
   },

@@ -194,7 +194,12 @@ export interface LiveToken {
 export interface LiveText {
   tokens: LiveToken[];
   latents: Record<string, { label: Label | null; promoted: string[] }>;
-  summary: { error_mean: number | null; l0_mean: number | null };
+}
+
+/** Some of a text's tokens, and the latents that no line before named. */
+export interface TextLine extends Partial<LiveText> {
+  done?: boolean;
+  error?: string;
 }
 
 export type Mode = "add" | "clamp" | "ablate" | "scale";

@@ -5,7 +5,7 @@ from sparsight.features.columns import COLUMNS, Column, column_values, columns_o
 from sparsight.features.config import IndexConfig
 from sparsight.features.contexts import Band, Context, quantile_contexts, random_contexts, top_contexts
 from sparsight.features.index import Cluster, Coactive, FeatureIndex, Partner, TokenWeights
-from sparsight.features.live import LiveText, check_sae_fits, read_text, read_texts
+from sparsight.features.live import LiveText, check_sae_fits, read_text, read_text_in_parts, read_texts
 from sparsight.features.logits import logit_weights
 from sparsight.features.neuronpedia import PASSAGES_PER_LATENT, neuronpedia_batches
 from sparsight.features.notes import Notes
@@ -43,6 +43,7 @@ __all__ = [
     "quantile_contexts",
     "random_contexts",
     "read_text",
+    "read_text_in_parts",
     "read_texts",
     "readable_tokens",
     "show_latent",

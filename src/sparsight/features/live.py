@@ -4,23 +4,28 @@
 
 Texts are read alone, each in a row of its own. Special tokens are marked, since training masked them: what latents do there means
 nothing.
+
+For who waits in front of a page, a text is read in parts, the first of 32 tokens: what a token makes fire does not depend on what
+follows it. The trade-off: each part's forward pass starts where the text starts, so that a third more tokens are read.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
+from torch import Tensor
 
 from sparsight.errors import SAEError, TextError
 from sparsight.lm import LanguageModel, Piece, make_batches
 from sparsight.sae import SparseAutoencoder
 
-__all__ = ["LiveText", "check_sae_fits", "read_text", "read_texts"]
+__all__ = ["LiveText", "check_sae_fits", "read_text", "read_text_in_parts", "read_texts"]
 
 # Tokens of one forward pass, padding included, unless one text alone is longer.
 BATCH_TOKENS = 4096
+_FIRST_TOKENS, _GROWTH = 32, 4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,9 +33,9 @@ class LiveText:
     """One text, token by token."""
 
     text: str
-    """As it was given."""
+    """As it was given, the whole of it."""
     token_ids: Int[np.ndarray, " n"]
-    """int32."""
+    """int32; of a part, its own."""
     special: Bool[np.ndarray, " n"]
     """The tokenizer's special tokens."""
     indices: Int[np.ndarray, "n m"]
@@ -59,7 +64,23 @@ def read_text(
     return read_texts(sae, model, [text], hook_point=hook_point, target_hook_point=target_hook_point)[0]
 
 
-@torch.inference_mode()
+def read_text_in_parts(
+    sae: SparseAutoencoder, model: LanguageModel, text: str, *, hook_point: str, target_hook_point: str = ""
+) -> Iterator[LiveText]:
+    """The same, some of its tokens at a time, the first soon. Raises as `read_text` does, before anything is read."""
+    target = target_hook_point or hook_point
+    whole = _piece(model, 0, text)
+    check_sae_fits(sae, model, hook_point, target)
+    start, n_tokens = 0, len(whole.token_ids)
+    while start < n_tokens:
+        end = start * _GROWTH or _FIRST_TOKENS
+        end = end if 2 * n_tokens > 3 * end else n_tokens  # no small rest
+        so_far = replace(whole, token_ids=whole.token_ids[:end])
+        _, x, y = next(_activations(model, [so_far], hook_point, target))
+        yield _live_text(sae, model, text, so_far.token_ids[start:], x[start:], y[start:])
+        start = end
+
+
 def read_texts(
     sae: SparseAutoencoder,
     model: LanguageModel,
@@ -72,31 +93,51 @@ def read_texts(
     target = target_hook_point or hook_point
     pieces = [_piece(model, row, text) for row, text in enumerate(texts)]
     check_sae_fits(sae, model, hook_point, target)
+    found = {
+        row: _live_text(sae, model, texts[row], pieces[row].token_ids, x, y)
+        for row, x, y in _activations(model, pieces, hook_point, target)
+    }
+    return [found[row] for row in range(len(texts))]
+
+
+def _activations(
+    model: LanguageModel, pieces: Sequence[Piece], hook_point: str, target: str
+) -> Iterator[tuple[int, Float[Tensor, "n d"], Float[Tensor, "n d_out"]]]:
+    """Each piece's number and its activations at both hook points, several pieces to a forward pass."""
     longest = max((len(piece.token_ids) for piece in pieces), default=1)
-    found: dict[int, LiveText] = {}
     for batch in make_batches(
         pieces, batch_tokens=BATCH_TOKENS, pad_id=0, isolation="documents", context_tokens=longest, eos_id=0
     ):
         read = model.read(batch, list(dict.fromkeys((hook_point, target))))
         for row, number in enumerate(map(int, batch.piece_ids[:, 0])):
-            piece = pieces[number]
-            x, y = (
-                read[name][row, : len(piece.token_ids)].to(sae.W_enc.device).float() for name in (hook_point, target)
-            )
-            latents = sae.encode_sparse(x)
-            values, order = latents.values.sort(dim=1, descending=True)
-            error = (y - sae.decode_sparse(latents)).norm(dim=-1) / y.norm(dim=-1).clamp_min(1e-12)
-            found[number] = LiveText(
-                text=texts[number],
-                token_ids=piece.token_ids,
-                special=np.isin(piece.token_ids, list(model.special_ids)),
-                indices=latents.indices.gather(1, order).int().cpu().numpy(),
-                values=values.float().cpu().numpy(),
-                error=error.cpu().numpy(),
-                n_latents=sae.n_latents,
-                l0=(values > 0).sum(1).int().cpu().numpy(),
-            )
-    return [found[number] for number in range(len(texts))]
+            n = len(pieces[number].token_ids)
+            yield number, read[hook_point][row, :n], read[target][row, :n]
+
+
+@torch.inference_mode()
+def _live_text(
+    sae: SparseAutoencoder,
+    model: LanguageModel,
+    text: str,
+    token_ids: Int[np.ndarray, " n"],
+    x: Float[Tensor, "n d"],
+    y: Float[Tensor, "n d_out"],
+) -> LiveText:
+    """What the SAE makes of a text's activations."""
+    x, y = (side.to(sae.W_enc.device).float() for side in (x, y))
+    latents = sae.encode_sparse(x)
+    values, order = latents.values.sort(dim=1, descending=True)
+    error = (y - sae.decode_sparse(latents)).norm(dim=-1) / y.norm(dim=-1).clamp_min(1e-12)
+    return LiveText(
+        text=text,
+        token_ids=token_ids,
+        special=np.isin(token_ids, list(model.special_ids)),
+        indices=latents.indices.gather(1, order).int().cpu().numpy(),
+        values=values.float().cpu().numpy(),
+        error=error.cpu().numpy(),
+        n_latents=sae.n_latents,
+        l0=(values > 0).sum(1).int().cpu().numpy(),
+    )
 
 
 def check_sae_fits(sae: SparseAutoencoder, model: LanguageModel, hook_point: str, target_hook_point: str) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from sparsight.features import read_text
+from sparsight.features import LiveText, read_text_in_parts
 from sparsight.lm import LanguageModel
 from sparsight.recipe import Recipe, TrainedSAEs
 from sparsight.sae import SparseAutoencoder, screened
@@ -18,7 +18,7 @@ from sparsight.web.dictionary import Dictionary, Opened
 from sparsight.web.feature import check_latent, latents_json
 from sparsight.web.replies import Refusal, number, numbers
 
-__all__ = ["LiveModel", "steer_lines", "sweep_lines", "text_json"]
+__all__ = ["LiveModel", "steer_lines", "sweep_lines", "text_lines"]
 
 WAIT_SECONDS = 60.0
 MOST_WAITING = 4
@@ -63,35 +63,41 @@ class LiveModel:
         return self._model, self._saes[name]
 
 
-def text_json(
+def text_lines(
     live: LiveModel, dictionary: Dictionary, opened: Opened, text: str, watched: Sequence[int] = ()
-) -> dict[str, Any]:
-    """What fires on each token of a text, and how well each is rebuilt: the strongest, and the watched wherever they are active."""
+) -> Generator[dict[str, Any], None, None]:
+    """What fires on each token of a text, and how well each is rebuilt: the strongest, and the watched wherever they are active.
+
+    A line for some of the tokens, with the latents that no line before named; the first soon.
+    """
+    named: set[int] = set()
     with live.held(dictionary) as (model, sae):
-        found = read_text(sae, model, text, **_places(dictionary))
-    tokens, seen = [], set()
+        for found in read_text_in_parts(sae, model, text, **_places(dictionary)):
+            tokens = _tokens_json(found, opened, watched)
+            new = {latent for token in tokens for latent, _ in token["active"]} - named
+            named |= new
+            latents = latents_json(opened, sorted(new), named=False)
+            yield {"tokens": tokens, "latents": {str(row.pop("latent")): row for row in latents}}
+    yield {"done": True}
+
+
+def _tokens_json(found: LiveText, opened: Opened, watched: Sequence[int]) -> list[dict[str, Any]]:
+    tokens = []
     for row, token in enumerate(opened.words(found.token_ids)):
         n = min(_STRONGEST, int(found.l0[row]))
         listed = [i for i in range(int(found.l0[row])) if i < n or int(found.indices[row, i]) in watched]
-        active = list(zip(found.indices[row, listed].tolist(), numbers(found.values[row, listed]), strict=True))
-        seen |= {latent for latent, _ in active}
-        error = number(float(found.error[row]))
         tokens.append(
             {
                 "token": token,
                 "special": bool(found.special[row]),
-                "error": error,
+                "error": number(float(found.error[row])),
                 "l0": int(found.l0[row]),
-                "active": active,
+                "active": list(
+                    zip(found.indices[row, listed].tolist(), numbers(found.values[row, listed]), strict=True)
+                ),
             }
         )
-    ordinary = ~found.special
-    means = {"error_mean": found.error[ordinary], "l0_mean": found.l0[ordinary]}
-    return {
-        "tokens": tokens,
-        "latents": {str(row.pop("latent")): row for row in latents_json(opened, sorted(seen), named=False)},
-        "summary": {name: number(float(values.mean())) if len(values) else None for name, values in means.items()},
-    }
+    return tokens
 
 
 def steer_lines(

@@ -1,5 +1,6 @@
-"""What the page asks of the language model: its own text, steering and sweeps, the latter two as streams of JSON lines.
+"""What the page asks of the language model: its own text, steering and sweeps, each answer a stream of JSON lines.
 
+an answer starts with its first line, so that what fails before it has its own status
 a stream's last line has "done": true, or is {"error": "one line"}: the status was sent long before
 """
 
@@ -16,7 +17,7 @@ from starlette.responses import Response, StreamingResponse
 from sparsight.errors import SparsightError
 from sparsight.steering import EditRequest, SteerConfig
 from sparsight.web.dictionary import Dictionary
-from sparsight.web.live import LiveModel, steer_lines, sweep_lines, text_json
+from sparsight.web.live import LiveModel, steer_lines, sweep_lines, text_lines
 from sparsight.web.read_routes import Chosen
 from sparsight.web.replies import Json, Refusal, failure
 
@@ -87,10 +88,10 @@ class _Sweep(_Settings):
 
 @router.post(f"{_AT}/text")
 async def _text(chosen: Chosen, request: Request, body: _Text) -> Response:
-    def answer() -> dict[str, Any]:
-        return text_json(_live(request, chosen), chosen, chosen.open(), body.text, body.latents)
+    def lines() -> Generator[dict[str, Any], None, None]:
+        return text_lines(_live(request, chosen), chosen, chosen.open(), body.text, body.latents)
 
-    return Json(await run_sync(answer, limiter=_limiter(request)))
+    return await _stream(request, lines)
 
 
 @router.post(f"{_AT}/steer")
@@ -100,7 +101,7 @@ async def _steer(chosen: Chosen, request: Request, body: _Steer) -> Response:
         config = body.config(tuple(body.controls))
         return steer_lines(_live(request, chosen), chosen, chosen.open(), body.prompt, requests, config)
 
-    return _stream(request, lines)
+    return await _stream(request, lines)
 
 
 @router.post(f"{_AT}/sweep")
@@ -110,7 +111,7 @@ async def _sweep(chosen: Chosen, request: Request, body: _Sweep) -> Response:
         live = _live(request, chosen)
         return sweep_lines(live, chosen, chosen.open(), body.prompt, edit, body.strengths, body.config())
 
-    return _stream(request, lines)
+    return await _stream(request, lines)
 
 
 def _line(value: Any) -> bytes:
@@ -129,16 +130,18 @@ def _limiter(request: Request) -> anyio.CapacityLimiter:
     return state.live_threads
 
 
-def _stream(request: Request, make: Callable[[], Generator[dict[str, Any], None, None]]) -> Response:
+async def _stream(request: Request, make: Callable[[], Generator[dict[str, Any], None, None]]) -> Response:
     """The generator's values as lines of JSON. It is closed, and the model free again, when the reader goes away."""
     limiter = _limiter(request)
+    made = await run_sync(make, limiter=limiter)
+    first = await run_sync(next, made, _END, limiter=limiter)
 
     async def lines() -> AsyncIterator[bytes]:
-        made: Generator[dict[str, Any], None, None] | None = None
         try:
-            made = await run_sync(make, limiter=limiter)
-            while (line := await run_sync(next, made, _END, limiter=limiter)) is not _END:
+            line: Any = first
+            while line is not _END:
                 yield _line(line)
+                line = await run_sync(next, made, _END, limiter=limiter)
         except Refusal as refusal:
             yield _line(refusal.body)
         except SparsightError as error:
@@ -147,8 +150,7 @@ def _stream(request: Request, make: Callable[[], Generator[dict[str, Any], None,
             _log.error("%s failed", request.url.path, exc_info=error)
             yield _line(failure(error).body)
         finally:
-            if made is not None:
-                with anyio.CancelScope(shield=True):
-                    await run_sync(made.close, limiter=limiter)
+            with anyio.CancelScope(shield=True):
+                await run_sync(made.close, limiter=limiter)
 
     return StreamingResponse(lines(), media_type="application/x-ndjson")

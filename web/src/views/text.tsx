@@ -47,9 +47,14 @@ export function YourText({ dictionary }: { dictionary: Dictionary }) {
     setToken(null);
     const watched = typeof shade === "number" ? [shade] : [];
     try {
-      const first = now[0].trim() ? await api.text(dictionary, now[0], watched, mine.signal) : null;
-      const second = two && now[1].trim() ? await api.text(dictionary, now[1], watched, mine.signal) : null;
-      setFound([first, second]);
+      const read: [LiveText | null, LiveText | null] = [null, null];
+      for (const side of ([0, 1] as Side[]).slice(0, two ? 2 : 1)) {
+        if (!now[side].trim()) continue;
+        for await (const part of api.text(dictionary, now[side], watched, mine.signal)) {
+          read[side] = part;
+          setFound([...read]);
+        }
+      }
     } catch (problem) {
       if ((problem as Error).name !== "AbortError") setError(problem as Error);
     }
@@ -123,14 +128,20 @@ const valueOf = (text: LiveText, at: number, shade: Shade): number | null => {
   return token.active.find(([latent]) => latent === shade)?.[1] ?? 0;
 };
 
+const mean = (values: (number | null)[]): number | null => {
+  const measured = values.filter((value) => value !== null);
+  return measured.length ? measured.reduce((sum, value) => sum + value, 0) / measured.length : null;
+};
+
 function Shaded({ name, text, shade, chosen, choose }: ShadedProps) {
   const values = text.tokens.map((_, at) => valueOf(text, at, shade));
   const most = shade === "error" ? 1 : Math.max(...values.map((value) => value ?? 0), 1e-9);
   const least = shade === "error" ? 0 : shade === "l0" ? Math.min(...values.map((value) => value ?? Infinity)) : 0;
+  const ordinary = text.tokens.filter((token) => !token.special);
   const what = shade === "error" ? "error" : shade === "l0" ? "active" : `latent ${shade}`;
   return (
     <section class="shaded">
-      <p class="figures">{name && <b>{name} </b>}{count(text.tokens.length)} tokens, mean error <b>{fixed(text.summary.error_mean, 3)}</b>, mean L0 <b>{figure(text.summary.l0_mean)}</b></p>
+      <p class="figures">{name && <b>{name} </b>}{count(text.tokens.length)} tokens, mean error <b>{fixed(mean(ordinary.map((token) => token.error)), 3)}</b>, mean L0 <b>{figure(mean(ordinary.map((token) => token.l0)))}</b></p>
       <p class={`whole ${shade === "error" ? "blind" : shade === "l0" ? "many" : "heat"}`} dir="auto">
         {text.tokens.map((token, at) => {
           const value = values[at] ?? null;

@@ -21,7 +21,7 @@ export function TryIt({ dictionary, latent, maximum }: { dictionary: Dictionary;
     const mine = (stop.current = new AbortController());
     setBusy(true);
     try {
-      setFound(await api.text(dictionary, text, [latent], mine.signal));
+      for await (const part of api.text(dictionary, text, [latent], mine.signal)) setFound(part);
     } catch (error) {
       if ((error as Error).name !== "AbortError") complain(error as Error);
     }
