@@ -1,5 +1,6 @@
 """The plan of a comparison: counts against what is trained, stored and run, what it can find, and refusals that name what would fit."""
 
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -17,9 +18,9 @@ from sparsight import cli
 from sparsight.activations import ActivationBatch
 from sparsight.artifact.devices import DEVICES
 from sparsight.diff import DifferenceCode, fit_difference, power_table
-from sparsight.errors import PlanError, RecipeError
+from sparsight.errors import ModelError, PlanError, RecipeError, RunError
 from sparsight.findings import closure_findings, layer_findings
-from sparsight.lm import LanguageModel, ModelConfig, Piece, load_models
+from sparsight.lm import LanguageModel, ModelConfig, Piece, how_trained, load_models
 from sparsight.metrics import SpliceText
 from sparsight.plan import Plan, check_fits, make_plan
 from sparsight.recipe import Comparison, Recipe, load_comparison, load_either
@@ -34,7 +35,9 @@ ALONE = ("null=", "make_null=false")
 
 
 def load(*overrides: str) -> Comparison:
-    return load_comparison(EXAMPLE, ("dictionaries.seeds=3", "dictionaries.null_seeds=3", *overrides))
+    """The example, whatever of it was run here."""
+    fixed = ("tuned=not-there", "dictionaries.seeds=3", "dictionaries.null_seeds=3")
+    return load_comparison(EXAMPLE, (*fixed, *overrides))
 
 
 def plan(*overrides: str, device: str = "cpu") -> Plan:
@@ -106,6 +109,25 @@ def test_a_null_that_is_to_be_made_is_paid_for():
     assert made.fit.cost.work["null"].flops["hooked", "bfloat16"] == pytest.approx(2 * tokens * whole * PADDING)
     assert "null" not in plan(*ALONE).fit.cost.work
     assert "null an adapter to be made" in made.render()
+
+
+def test_a_null_is_charged_as_the_fine_tune_says_it_was_trained(tmp_path):
+    asked = {"finetune": {"steps": 7, "batch_tokens": 300, "targets": ["q_proj"]}}
+    (tmp_path / "finetune.json").write_text(json.dumps({"asked": asked}))
+    made = plan("null=", "make_null=true", f"tuned={tmp_path}")
+    whole = made.fit.geometry.forward_flops(128, whole=True)
+    assert made.fit.cost.work["null"].flops["hooked", "bfloat16"] == pytest.approx(2 * 7 * 300 * whole * PADDING)
+    for told, kind in (
+        ("[1]", None),
+        ('{"asked": {"finetune": {"steps": "x", "targets": []}}}', ModelError),
+        ("{", RunError),
+    ):
+        (tmp_path / "finetune.json").write_text(told)
+        if kind is None:
+            assert how_trained(tmp_path) is None
+        else:
+            with pytest.raises(kind, match=r"finetune\.json"):
+                how_trained(tmp_path)
 
 
 def test_steps_that_a_comparison_leaves_out_cost_nothing():

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from sparsight.activations import ActivationStore, PairedModels, StoreSource
-from sparsight.artifact import Manifest, RunDir, StopFlag, environment, locked, read_json, write_atomic
+from sparsight.artifact import Manifest, RunDir, StopFlag, environment, locked, write_atomic
 from sparsight.collect import collect_activations
 from sparsight.convert import load_sae
 from sparsight.diff import Dictionary, DifferenceCode, fit_difference, scaled_sae
@@ -43,7 +43,7 @@ from sparsight.findings import (
     write_report,
 )
 from sparsight.grounding import CausalConfig, DetailConfig, FineTuningText, Tracer, WriteConfig, ordinary_texts
-from sparsight.lm import ROLES, LanguageModel, check_pair, load_models, mix_texts, train_adapter
+from sparsight.lm import ROLES, LanguageModel, check_pair, how_trained, load_models, mix_texts, train_adapter
 from sparsight.metrics import SpliceText, kept_tokens
 from sparsight.plan import check_fits
 from sparsight.recipe import Comparison, check_same_study, dump_recipe, load_comparison
@@ -136,13 +136,10 @@ class _Comparing:
     def _null(self) -> dict[str, Any]:
         if not self.recipe.make_null:
             return {"made": False}
-        facts = Path(self.recipe.tuned) / "finetune.json"
-        asked = read_json(facts)["asked"]["finetune"] if facts.exists() else None
-        config = self.recipe.null_training
-        if asked is not None:
-            config = replace(config, **{**asked, "targets": tuple(asked["targets"])})
+        alike = how_trained(self.recipe.tuned)
+        config = alike or self.recipe.null_training
         made = train_adapter(self.recipe.base, self.recipe.text, config, self.run.path / "null", stop=self.stop)
-        return {"made": True, "as_the_fine_tune": asked is not None, "finetune": made}
+        return {"made": True, "as_the_fine_tune": alike is not None, "finetune": made}
 
     def _preflight(self) -> dict[str, Any]:
         facts = {

@@ -6,7 +6,7 @@ from sparsight.lm.builtin import BUILTIN_MODELS, BUILTIN_TEXTS
 from sparsight.lm.checkpoint import Checkpoint, resolve_checkpoint
 from sparsight.lm.config import ModelConfig, TextConfig
 from sparsight.lm.documents import Document, document_id, is_heldout, iter_documents, text_fingerprint
-from sparsight.lm.finetune import FinetuneConfig, train_adapter
+from sparsight.lm.finetune import FinetuneConfig, how_trained, train_adapter
 from sparsight.lm.generate import Decoding, Sampler
 from sparsight.lm.hookpoint import HookPoint
 from sparsight.lm.labelled import (
@@ -53,6 +53,7 @@ __all__ = [
     "combined_identity",
     "document_id",
     "folder_sets",
+    "how_trained",
     "identity_of",
     "is_adapter",
     "is_heldout",

@@ -51,7 +51,7 @@ from sparsight.lm.hookpoint import find_trunk
 from sparsight.lm.load import load_model
 from sparsight.lm.tokens import Piece, iter_pieces
 
-__all__ = ["FinetuneConfig", "train_adapter"]
+__all__ = ["FinetuneConfig", "how_trained", "train_adapter"]
 
 _CHECKPOINT = "checkpoint.safetensors"
 _LOG_EVERY_STEPS = 5
@@ -89,6 +89,22 @@ class FinetuneConfig:
                 raise ModelError(f"finetune.{name} is {getattr(self, name)}. Expected at least 1.")
         if not self.lr > 0 or not self.alpha > 0:
             raise ModelError(f"finetune.lr is {self.lr} and alpha {self.alpha}. Expected both above 0.")
+
+
+def how_trained(folder: Path | str) -> FinetuneConfig | None:
+    """How `train_adapter` was asked to train what lies in `folder`; None where something else trained it.
+
+    Raises RunError for a file that is not JSON, ModelError for settings that are none.
+    """
+    facts = Path(folder) / "finetune.json"
+    said = read_json(facts) if facts.is_file() else None
+    if not isinstance(said, dict) or "asked" not in said:
+        return None
+    try:
+        asked = said["asked"]["finetune"]
+        return FinetuneConfig(**{**asked, "targets": tuple(asked["targets"])})
+    except (KeyError, TypeError) as error:
+        raise ModelError(f"{facts} does not say how {folder} was trained ({error}). Restore or remove it.") from None
 
 
 def train_adapter(

@@ -25,7 +25,7 @@ from dataclasses import dataclass
 
 from sparsight.activations import paired_hook_points
 from sparsight.activations.paired import derived_width
-from sparsight.lm import is_adapter
+from sparsight.lm import FinetuneConfig, how_trained, is_adapter
 from sparsight.lm.geometry import ModelGeometry
 from sparsight.recipe.comparison import Comparison
 from sparsight.recipe.cost import (
@@ -96,6 +96,10 @@ class _Costing:
         )
 
     @property
+    def _null_training(self) -> FinetuneConfig:
+        return how_trained(self.recipe.tuned) or self.recipe.null_training
+
+    @property
     def _d(self) -> int:
         return self.geometry.widths[self.recipe.hook_point]
 
@@ -129,7 +133,7 @@ class _Costing:
             return found[name]
 
         if recipe.make_null:
-            trained = recipe.null_training.steps * recipe.null_training.batch_tokens
+            trained = self._null_training.steps * self._null_training.batch_tokens
             stage("null", 2 * trained * self._whole)
         n_captured = capture.n_tokens + capture.heldout_tokens
         cut = self.geometry.forward_flops(recipe.text.context_tokens) * PADDING
@@ -231,7 +235,7 @@ class _Costing:
         context, logits = recipe.text.context_tokens, logit_bytes(base, geometry.vocab_size, options.forward_tokens)
         stages: Stages = {}
         if recipe.make_null:
-            whole, made = model_bytes(base, geometry.parameters), recipe.null_training
+            whole, made = model_bytes(base, geometry.parameters), self._null_training
             graph = self._graph(made.batch_tokens, geometry.n_layers)
             logits_there = logit_bytes(base, geometry.vocab_size, made.batch_tokens)
             stages["null"] = {"whole model": whole, "graph": graph, "logits": logits_there}
