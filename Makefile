@@ -7,7 +7,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 TORCH ?= torch==2.13.0
 
 .PHONY: demo test lint install web web-check walk bench bench-growth bench-optimisers bench-quality bench-dictionaries bench-index bench-explorer
-.PHONY: bench-steering bench-grounding validate-compare validate-power validate-depth false-facts reference-job check-peers clean
+.PHONY: bench-steering bench-grounding validate-compare validate-power validate-depth validate-cost false-facts reference-job check-peers clean
 
 demo: $(VENV)/.installed
 	$(BIN)/sparsight run recipes/demo.toml
@@ -69,11 +69,11 @@ bench-grounding: $(VENV)/.installed
 	$(BIN)/python benchmarks/validate_compare/grounding.py report runs/grounding
 
 # A comparison on planted truth (changes in a dictionary, false exclusives of L1 crosscoders, power, invented people) and on a real fine-tune. Each
-# prints target and measured value and leaves a record; three hours on 2 cores.
+# prints target and measured value and leaves a record; four hours and more on 2 cores.
 validate-compare: $(VENV)/.installed
 	$(BIN)/python benchmarks/validate_compare/planted.py
 	$(BIN)/python benchmarks/validate_compare/exclusive.py
-	$(MAKE) validate-power bench-grounding false-facts validate-depth
+	$(MAKE) validate-power bench-grounding false-facts validate-depth validate-cost
 
 # What a comparison finds by firing rate, seeds and tokens: a record, a plot, and the table that `sparsight plan` reads. Some 20 minutes on 2 cores for
 # 20 repetitions, of which those in the record are not made again: make validate-power BENCH="--repetitions 40".
@@ -83,6 +83,11 @@ validate-power: $(VENV)/.installed
 # Closure by depth, of the models and the text of `make false-facts`; some ten minutes.
 validate-depth: $(VENV)/.installed
 	$(BIN)/python benchmarks/validate_compare/depth.py runs/false-facts
+
+# What a comparison on 2M tokens costs in time, disk and memory; after the fine-tune of `make false-facts`. An hour or more on 2 cores.
+validate-cost: $(VENV)/.installed
+	$(BIN)/python examples/false-facts/run.py --out runs/false-facts-models
+	$(BIN)/python benchmarks/validate_compare/cost.py
 
 # How long the explorer's page waits for each answer at 131,072 latents; ten minutes.
 bench-explorer: $(VENV)/.installed

@@ -1,0 +1,113 @@
+"""What a comparison on 2M tokens costs: time, disk and memory. Writes benchmarks/records/compare-cost.{json,md}.
+
+    make validate-cost
+    python benchmarks/validate_compare/cost.py [OPTIONS OF sparsight compare]      after examples/false-facts/run.py, whose fine-tune it takes
+
+Runs `sparsight compare` with cost.toml in a process of its own and looks at the run's size every few seconds. A run that was cut off is to be removed
+first: its seconds are those of the process that finished each step.
+"""
+
+import json
+import re
+import resource
+import subprocess
+import sys
+import time
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from sparsight.artifact import RunDir, read_json
+from sparsight.findings import Findings, as_text, headline
+from sparsight.recipe import load_comparison
+
+RECIPE = Path(__file__).with_name("cost.toml")
+RECORD = Path(__file__).parents[1] / "records" / "compare-cost.json"
+MOST_MINUTES, MOST_GIGABYTES = 60, 8
+LOOK_EVERY_SECONDS = 5
+
+
+def run_compare(options: list[str]) -> tuple[Path, float]:
+    """The run that `sparsight compare` made, and the largest size in bytes that it was seen to have."""
+    run = Path("runs") / load_comparison(RECIPE).name
+    if run.exists():
+        sys.exit(f"{run} is there already. Remove it: only a whole run can be timed.")
+    largest = 0.0
+    with subprocess.Popen([sys.executable, "-m", "sparsight.cli", "compare", str(RECIPE), *options]) as process:
+        while process.poll() is None:
+            time.sleep(LOOK_EVERY_SECONDS)
+            largest = max(largest, size_of(run))
+    if process.returncode:
+        sys.exit(process.returncode)
+    return run, largest
+
+
+def size_of(run: Path) -> float:
+    """Bytes on disk; files come and go meanwhile."""
+    found = subprocess.run(
+        ["du", "--summarize", "--block-size=1", str(run)], capture_output=True, text=True, check=False
+    )
+    return float(found.stdout.split()[0]) if found.stdout else 0.0
+
+
+def measured(run: Path, largest: float, load: float) -> dict[str, Any]:
+    """The record."""
+    manifest, findings = read_json(RunDir(run).manifest), Findings(RunDir(run).comparison)
+    seconds = {step: each["seconds"] for step, each in manifest["steps"].items()}
+    processor = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
+    flags = Path("/proc/cpuinfo").read_text()
+    commit = ["git", "describe", "--always", "--dirty", "--exclude", "*"]
+    return {
+        "command": "make validate-cost",
+        "commit": subprocess.run(commit, capture_output=True, text=True, check=True).stdout.strip(),
+        "date": datetime.now(UTC).date().isoformat(),
+        "processor": processor[1] if processor else "",
+        "amx": "amx_bf16" in flags,
+        "load": load,
+        "torch": version("torch"),
+        "tokens": manifest["activations"],
+        "minutes": sum(seconds.values()) / 60,
+        "gigabytes": largest / 1e9,
+        "memory_gigabytes": resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024 / 1e9,
+        "seconds": seconds,
+        "headline": headline(findings.get("labels")),
+    }
+
+
+def markdown(record: dict[str, Any]) -> str:
+    """Target beside measured."""
+    rows = [
+        ["minutes", f"<= {MOST_MINUTES}", f"{record['minutes']:.0f}"],
+        ["GB on disk, at most", f"<= {MOST_GIGABYTES}", f"{record['gigabytes']:.1f}"],
+        ["GB of memory, at most", "", f"{record['memory_gigabytes']:.1f}"],
+    ]
+    amx = "with" if record["amx"] else "without"
+    return (
+        "\n\n".join(
+            [
+                "# What a comparison on 2M tokens costs, SmolLM2-135M",
+                f"`make validate-cost`, commit {record['commit']}, {record['date']}; {record['processor']}, {amx} AMX, 2 threads, load "
+                f"{record['load']:.1f} at the start; torch {record['torch']}. The recipe is benchmarks/validate_compare/cost.toml: 1.9M tokens to "
+                "train on, 0.1M held out, three models, five seeds of each, the null fine-tune made by the tool, no grounding.",
+                as_text((["", "target", "measured"], rows)),
+                "Seconds: " + ", ".join(f"{step} {seconds:.0f}" for step, seconds in record["seconds"].items()) + ".",
+                record["headline"],
+            ]
+        )
+        + "\n"
+    )
+
+
+def main() -> None:
+    """Runs the comparison and writes the record."""
+    load = Path("/proc/loadavg").read_text().split()[0]
+    run, largest = run_compare(sys.argv[1:])
+    record = measured(run, largest, float(load))
+    RECORD.write_text(json.dumps(record, indent=2) + "\n")
+    RECORD.with_suffix(".md").write_text(markdown(record))
+    print(markdown(record))
+
+
+if __name__ == "__main__":
+    main()
