@@ -24,7 +24,7 @@ from sparsight.diff import (
 from sparsight.diff.closure import _plan_sets
 from sparsight.errors import MetricError
 from sparsight.lm import LanguageModel, ModelConfig, TextConfig, load_models
-from sparsight.metrics import SpliceText, kept_tokens
+from sparsight.metrics import SpliceText
 from sparsight.sae import SAEConfig, SparseAutoencoder
 
 POINT, D = "layers.1", 32
@@ -50,8 +50,7 @@ def store(
 
 @pytest.fixture(scope="module")
 def splice(store: ActivationStore) -> SpliceText:
-    pieces = store.pieces("heldout")
-    return SpliceText.choose(pieces, kept_tokens(store, pieces), 600)
+    return SpliceText.choose(store, 600)
 
 
 def relu_sae(W_enc: Tensor, W_dec: Tensor, b_dec: Tensor | None = None) -> SparseAutoencoder:

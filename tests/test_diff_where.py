@@ -13,7 +13,7 @@ from sparsight.diff import LayerChange, layer_closure, measure_layers
 from sparsight.diff.alignment import CKASums, unbiased_hsic
 from sparsight.errors import MetricError
 from sparsight.lm import LanguageModel, ModelConfig, TextConfig, load_models
-from sparsight.metrics import SpliceText, kept_tokens
+from sparsight.metrics import SpliceText
 
 LAYERS = [f"layers.{layer}" for layer in range(4)]
 
@@ -39,8 +39,7 @@ def splice(tmp_path_factory: pytest.TempPathFactory, models: dict[str, LanguageM
     store: ActivationStore = collect_activations(
         PairedModels(models), text, capture, tmp_path_factory.mktemp("store") / "activations"
     )
-    pieces = store.pieces("heldout")
-    return SpliceText.choose(pieces, kept_tokens(store, pieces), 600)
+    return SpliceText.choose(store, 600)
 
 
 def test_hsic_is_its_sum_over_four_different_tokens() -> None:

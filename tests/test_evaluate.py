@@ -213,13 +213,13 @@ def test_kept_tokens_are_those_that_are_not_special(store):
 
 def test_downstream_text_is_whole_pieces_in_stored_order(store):
     table = store.pieces("heldout")
-    text = SpliceText.choose(table, kept_tokens(store, table), 15)
+    text = SpliceText.choose(store, 15)
     assert [piece.start for piece in text.pieces] == [0, 14]
-    assert len(SpliceText.choose(table, kept_tokens(store, table), 14).pieces) == 1
-    assert len(SpliceText.choose(table, kept_tokens(store, table), 10**9).pieces) == len(table)
+    assert len(SpliceText.choose(store, 14).pieces) == 1
+    assert len(SpliceText.choose(store, 10**9).pieces) == len(table)
     ids, lengths = table.document_ids, np.diff(table.offsets)
     firsts = np.array([i for i, each in enumerate(ids) if each not in ids[:i]])
-    spread = SpliceText.choose(table, kept_tokens(store, table), int(lengths[firsts].sum()), most_documents=True)
+    spread = SpliceText.choose(store, int(lengths[firsts].sum()), most_documents=True)
     assert [piece.document_id for piece in spread.pieces] == ids[firsts].tolist()
     kept = kept_tokens(store, table)
     expected = np.concatenate([kept[table.offsets[i] : table.offsets[i + 1]] for i in firsts])

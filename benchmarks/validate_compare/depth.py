@@ -24,7 +24,7 @@ from sparsight.collect import collect_activations
 from sparsight.diff import DifferenceCode, fit_difference
 from sparsight.findings import PairedRows, as_text, closure_findings
 from sparsight.lm import load_models
-from sparsight.metrics import SpliceText, kept_tokens
+from sparsight.metrics import SpliceText
 from sparsight.recipe import Comparison, load_comparison
 from sparsight.sae import SAEConfig, SparseAutoencoder
 from sparsight.train import train_saes
@@ -62,19 +62,13 @@ def closure(recipe: Comparison, models: Any, store: ActivationStore, point: str,
         {"difference": DifferenceCode(SparseAutoencoder.load(folder / "saes" / point), "difference")},
         fit_difference(rows.differences("tuned"), point, k=SET),
         rows.trained_on,
-        spliced(store, "train", options.attributed_tokens),
-        spliced(store, "heldout", options.heldout_tokens),
+        SpliceText.choose(store, options.attributed_tokens, split="train", most_documents=True),
+        SpliceText.choose(store, options.heldout_tokens, split="heldout", most_documents=True),
         point,
         sizes=(SET,),
         forward_tokens=options.forward_tokens,
     )
     return {row["name"]: row for row in found["difference"]["rows"] if row["name"] in SHOWN}
-
-
-def spliced(store: ActivationStore, split: str, n_tokens: int) -> SpliceText:
-    """Text of as many documents as there are."""
-    pieces = store.pieces(split)
-    return SpliceText.choose(pieces, kept_tokens(store, pieces, split), n_tokens, most_documents=True)
 
 
 def markdown(found: dict[str, Any]) -> str:

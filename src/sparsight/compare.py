@@ -44,7 +44,7 @@ from sparsight.findings import (
 )
 from sparsight.grounding import CausalConfig, DetailConfig, FineTuningText, Tracer, WriteConfig, ordinary_texts
 from sparsight.lm import ROLES, LanguageModel, check_pair, how_trained, load_models, mix_texts, train_adapter
-from sparsight.metrics import SpliceText, kept_tokens
+from sparsight.metrics import SpliceText
 from sparsight.plan import check_fits
 from sparsight.recipe import Comparison, check_same_study, dump_recipe, load_comparison
 from sparsight.sae import SparseAutoencoder
@@ -129,9 +129,7 @@ class _Comparing:
         return self._text_of("heldout", self.recipe.closure.heldout_tokens)
 
     def _text_of(self, split: str, n_tokens: int) -> SpliceText:
-        pieces = self.store.pieces(split)
-        kept = kept_tokens(self.store, pieces, split)
-        return SpliceText.choose(pieces, kept, n_tokens, most_documents=True)
+        return SpliceText.choose(self.store, n_tokens, split=split, most_documents=True)
 
     def _null(self) -> dict[str, Any]:
         if not self.recipe.make_null:

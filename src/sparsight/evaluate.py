@@ -30,7 +30,6 @@ from sparsight.metrics import (
     SpliceText,
     TrainFit,
     fit_on_train,
-    kept_tokens,
     l0,
     measure_downstream,
     method_reports,
@@ -183,8 +182,7 @@ def _measure_downstream(
     target: str,
 ) -> DownstreamSums:
     """CE and KL on held-out text with each method in place."""
-    table, device = store.pieces("heldout"), dictionaries["sae"].W_dec.device
-    text = SpliceText.choose(table, kept_tokens(store, table), config.downstream_tokens)
+    device, text = dictionaries["sae"].W_dec.device, SpliceText.choose(store, config.downstream_tokens)
     methods: dict[str, Any] = {name: dictionary.reconstruct for name, dictionary in dictionaries.items()}
     methods["zero"] = lambda x: x.new_zeros(len(x), store.hook_points[target])
     if fit.pca is not None:

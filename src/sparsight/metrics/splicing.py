@@ -61,12 +61,14 @@ class SpliceText:
 
     @classmethod
     def choose(
-        cls, table: PieceTable, kept: Bool[np.ndarray, " tokens"], n_tokens: int, *, most_documents: bool = False
+        cls, store: ActivationStore, n_tokens: int, *, split: str = "heldout", most_documents: bool = False
     ) -> "SpliceText":
         """Whole pieces until they make `n_tokens`: in stored order, or with `most_documents` the first of every document, then the second.
 
         An interval over documents wants many of them. Raises MetricError when there are no pieces.
         """
+        table = store.pieces(split)
+        kept = kept_tokens(store, table, split)
         order = (
             np.argsort(_place_in_document(table.document_ids), kind="stable")
             if most_documents
