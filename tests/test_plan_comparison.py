@@ -106,7 +106,7 @@ def test_a_null_that_is_to_be_made_is_paid_for():
     made = plan("null=", "make_null=true")
     tokens = made.fit.recipe.null_training.steps * made.fit.recipe.null_training.batch_tokens
     whole = made.fit.geometry.forward_flops(128, whole=True)
-    assert made.fit.cost.work["null"].flops["hooked", "bfloat16"] == pytest.approx(2 * tokens * whole * PADDING)
+    assert made.fit.cost.work["null"].flops["tuned", "bfloat16"] == pytest.approx(2 * tokens * whole * PADDING)
     assert "null" not in plan(*ALONE).fit.cost.work
     assert "null an adapter to be made" in made.render()
 
@@ -116,7 +116,7 @@ def test_a_null_is_charged_as_the_fine_tune_says_it_was_trained(tmp_path):
     (tmp_path / "finetune.json").write_text(json.dumps({"asked": asked}))
     made = plan("null=", "make_null=true", f"tuned={tmp_path}")
     whole = made.fit.geometry.forward_flops(128, whole=True)
-    assert made.fit.cost.work["null"].flops["hooked", "bfloat16"] == pytest.approx(2 * 7 * 300 * whole * PADDING)
+    assert made.fit.cost.work["null"].flops["tuned", "bfloat16"] == pytest.approx(2 * 7 * 300 * whole * PADDING)
     for told, kind in (
         ("[1]", None),
         ('{"asked": {"finetune": {"steps": "x", "targets": []}}}', ModelError),
@@ -128,6 +128,15 @@ def test_a_null_is_charged_as_the_fine_tune_says_it_was_trained(tmp_path):
         else:
             with pytest.raises(kind, match=r"finetune\.json"):
                 how_trained(tmp_path)
+
+
+def test_what_stands_beside_products_runs_at_the_rate_of_vectors():
+    work = Work()
+    work.compute("hooked", "bfloat16", 1e12)
+    slow, fast = (replace(DEVICES["cpu"], flops={"bfloat16": rate, "float32": 0.4e12}) for rate in (0.8e12, 2.8e12))
+    beside = stage_seconds(work, slow) - 1 / 0.8
+    assert beside == pytest.approx(stage_seconds(work, fast) - 1 / 2.8)  # matrix units leave it as it is
+    assert beside == pytest.approx(0.95 / 0.4)
 
 
 def test_steps_that_a_comparison_leaves_out_cost_nothing():

@@ -88,6 +88,7 @@ class _Comparing:
         self.manifest.record(**environment())
         self._step("null", self._null)
         self._step("preflight", self._preflight)
+        _log.info("capture ...")
         with self.manifest.timed("capture"):
             self.manifest.record(models=self._captured().model, activations=self.store.counts)
         points, options = self._layers(), self.recipe.closure

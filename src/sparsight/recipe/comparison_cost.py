@@ -134,7 +134,7 @@ class _Costing:
 
         if recipe.make_null:
             trained = self._null_training.steps * self._null_training.batch_tokens
-            stage("null", 2 * trained * self._whole)
+            stage("null", 2 * trained * self._whole, "tuned")
         n_captured = capture.n_tokens + capture.heldout_tokens
         cut = self.geometry.forward_flops(recipe.text.context_tokens) * PADDING
         stage("capture", n_captured * len(recipe.roles) * cut, "forward").bytes_written = n_captured * self._token_bytes
