@@ -288,6 +288,10 @@ def test_ones_own_text_shows_blind_spots_and_features(open_page):
     expect(page.locator(".active tbody tr")).to_have_count(4)  # k of the dictionary
     page.locator(".active tbody .bare").first.click()
     expect(page.get_by_role("button", name=re.compile(r"^latent \d+$"))).to_be_visible()
+    page.get_by_label("Your text").fill(" ".join(["the red cat sings and the dog sleeps"] * 12))  # read in parts
+    page.keyboard.press("Control+Enter")
+    expect(page.locator(".shade")).to_have_count(97)
+    expect(page.locator(".shaded .figures")).to_contain_text("97 tokens")
     page.get_by_role("button", name="Compare with another").click()
     page.get_by_role("textbox", name="Text B").fill("a blue house")
     page.get_by_role("button", name="Read", exact=False).first.click()
