@@ -47,12 +47,12 @@ export function YourText({ dictionary }: { dictionary: Dictionary }) {
     setToken(null);
     const watched = typeof shade === "number" ? [shade] : [];
     try {
-      const read: [LiveText | null, LiveText | null] = [null, null];
+      const sofar: [LiveText | null, LiveText | null] = [null, null];
       for (const side of ([0, 1] as Side[]).slice(0, two ? 2 : 1)) {
         if (!now[side].trim()) continue;
         for await (const part of api.text(dictionary, now[side], watched, mine.signal)) {
-          read[side] = part;
-          setFound([...read]);
+          sofar[side] = part;
+          setFound([...sofar]);
         }
       }
     } catch (problem) {
