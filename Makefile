@@ -63,7 +63,7 @@ bench-index: demo
 	$(BIN)/python benchmarks/index_speed.py $(BENCH)
 	TORCH="$(TORCH)" $(BIN)/python benchmarks/peers/dashboards.py
 
-# Grounding on models that learn invented people, planted truth and nothing planted; some eight minutes a seed.
+# Grounding on models that learn invented people, planted truth and nothing planted; some four minutes a seed.
 bench-grounding: $(VENV)/.installed
 	for seed in 0 1 2; do $(BIN)/python benchmarks/validate_compare/grounding.py run --seed $$seed --out runs/grounding || exit 1; done
 	$(BIN)/python benchmarks/validate_compare/grounding.py report runs/grounding
