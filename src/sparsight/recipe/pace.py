@@ -10,7 +10,7 @@ CPU bfloat16    FLOPs / peak  +  beside * FLOPs / float32 peak. Matrix units mak
                 stands beside them, norms, attention, hooks and casts, runs at the rate of vectors, which float32's stands for. Shares of one peak
                 that were right with AMX (2.8 TFLOP/s of bfloat16, 0.37 of float32) said four times too much without (0.41 and 0.18):
 
-  forward       0.3     SmolLM2-135M cut at layer 15: {FORWARD}
+  forward       0.3     SmolLM2-135M cut at layer 15 ran at 0.29 of the rate with AMX, one thread; at 0.65 without, two of three models with adapters
   hooked        0.95    whole models that are read, patched or written with, adapters on: their fused blocks are off, each token's logits in float32
   tuned         2.8     a LoRA's steps, its matrices in float32: 0.085 TFLOP/s on both
   autograd      0.6     jumprelu, gated and matryoshka steps; more where [n, F] is larger
