@@ -137,6 +137,7 @@ def made_run(seed: int, n_found: int, ratio: float | None) -> dict:
         "plain_ceiling": {"names": {"auc": 0.5, "p": 0.5}},
         "gate_ceiling": {"auc": 0.9, "p": 0.03},
         "urr": [urr | {"outcomes": {each.value: outcome for each in Outcome}}],
+        "build_seconds": 20.0,
         "seconds": 60.0,
     }
 
@@ -161,4 +162,7 @@ def test_the_record_counts_what_was_found() -> None:
     assert "at least 0.750" in text
     assert "inf" in text
     assert ">= 0.98 | 0.750 [" in text
+    assert "| minutes of a laboratory, its models trained | <= 5 | 1.000 (1.000 to 1.000) |" in text
+    there = [run | {"build_seconds": None} for run in runs]
+    assert "<= 5 | not measured |" in markdown(record | {"runs": there})
     assert found["labels"]["plain"]["texts right"]["share"] == 1
