@@ -99,13 +99,13 @@ def test_controls_are_alike_and_take_out_as_much() -> None:
     assert len({tuple(sorted(edit.latent for edit in edits)) for edits in sets}) > 5
     for edits in sets:
         latents = [edit.latent for edit in edits]
-        assert len(set(latents)) == 2
+        assert len(set(latents)) == len(latents)
+        assert all(0 <= edit.value < 1 for edit in edits)  # an ablation at most, never the opposite
         assert not set(latents) & {10, 30, 31}
-        taken_out = sorted(float(traits.norm[edit.latent] * (1 - edit.value)) for edit in edits)
-        assert taken_out == pytest.approx(sorted(traits.norm[[10, 30]]))
-        assert sorted(np.log(traits.density[latents])) == pytest.approx(
-            sorted(np.log(traits.density[[10, 30]])), abs=0.9
-        )
+        taken_out = sum(float(traits.norm[edit.latent] * (1 - edit.value)) for edit in edits)
+        assert taken_out == pytest.approx(traits.norm[[10, 30]].sum())
+        nearest = np.abs(np.log(traits.density[latents])[:, None] - np.log(traits.density[[10, 30]])).min(1)
+        assert nearest.max() < 0.9
 
 
 def test_a_latent_is_no_control_for_itself() -> None:

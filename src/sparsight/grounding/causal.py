@@ -4,10 +4,11 @@
     ratio(q)   = |change by S| / largest |change by a control|, that one taken as one text at least: n texts show no less
     p(q)       = (1 + controls that change q by at least as much) / (1 + controls)
 
-A control is a set as large: for each latent of S another one, near in (log frequency, log injected norm), whose activations are scaled past
-zero or short of it, so that what it takes out is as long: z' = z (1 - r), r = (mean z |W_dec| of the latent) / (that of its control). All arms
-write on the same prompts with the same draws (texts.py), so the interval of a change resamples prompts, in pairs. Where the mass goes: the
-shares of all outcomes; what it costs: NLL on neutral text. Steering up has no place here: random features alone make a model recombine.
+A control takes out as much: for each latent of S others near it in (log frequency, log norm), one after the other, until the norms they take
+out, the means of z |W_dec|, add up to the latent's; the last is scaled down as far as that needs. None is scaled below zero: that would inject
+the opposite, which breaks texts (docs/log.md), and not ablate. All arms write on the same prompts with the same draws (texts.py), so the
+interval of a change resamples prompts, in pairs. Where the mass goes: the shares of all outcomes; what it costs: NLL on neutral text.
+Steering up has no place here: random features alone make a model recombine.
 
 Source: matched random latents, as in `features.matched`. Trade-off: with n controls no p is below 1 / (n + 1): 20 give 0.048.
 """
@@ -146,18 +147,26 @@ def matched_controls(
     allowed = (traits.norm > 0) & (np.abs(unit @ unit[chosen].T).max(1) <= config.most_cosine)
     allowed[chosen] = False
     candidates = np.flatnonzero(allowed)
-    if len(candidates) < max(2, len(chosen)):
-        raise MetricError(f"{len(candidates)} latents are left to match {len(chosen)} with. Ablate fewer.")
+    if len(candidates) < max(2, len(chosen)) or traits.norm[candidates].sum() < traits.norm[chosen].sum():
+        raise MetricError(
+            f"{len(candidates)} latents are left to match {len(chosen)} with, and write {traits.norm[candidates].sum():.3g} where "
+            f"these write {traits.norm[chosen].sum():.3g}. Ablate fewer."
+        )
     kinds = np.log(np.stack([traits.density, traits.norm], 1).clip(1e-12))
     kinds /= kinds[traits.norm > 0].std(0).clip(1e-3)
     sets = []
     for _ in range(config.n_controls):
         edits: list[LatentEdit] = []
+        left = candidates
         for latent in rng.permutation(chosen):
-            left = np.setdiff1d(candidates, [edit.latent for edit in edits])
-            order = np.argsort(np.square(kinds[left] - kinds[latent]).sum(1), kind="stable")
-            other = int(rng.choice(left[order[: config.nearest]]))
-            edits.append(LatentEdit(other, "scale", 1 - float(traits.norm[latent] / traits.norm[other])))
+            missing = float(traits.norm[latent])
+            while missing > 0 and len(left):
+                order = np.argsort(np.square(kinds[left] - kinds[latent]).sum(1), kind="stable")
+                other = int(rng.choice(left[order[: config.nearest]]))
+                kept = max(0.0, 1 - missing / float(traits.norm[other]))
+                edits.append(LatentEdit(other, "scale", kept))
+                missing = 0.0 if kept else missing - float(traits.norm[other])
+                left = left[left != other]
         sets.append(tuple(edits))
     return sets
 
