@@ -121,5 +121,19 @@ def test_what_was_never_active_or_has_no_like_cannot_be_matched() -> None:
         matched_controls([1], traits, CONFIG)
     with pytest.raises(MetricError, match="1 latents are left"):
         matched_controls([0], traits, CONFIG)
+
+
+def test_a_control_never_takes_out_less() -> None:
+    norms = np.array([1.0, 1.0, 1.5, 0.6])  # together enough for the first two; one of the others each is not
+    traits = LatentTraits(density=np.full(4, 0.5), norm=norms, W_dec=np.eye(4))
+    with pytest.raises(MetricError, match="write too little"):
+        matched_controls([0, 1], traits, CONFIG)
+    with pytest.raises(MetricError, match=r"write 2\.1 where these write 2\.5"):
+        matched_controls(
+            [0, 2], LatentTraits(density=traits.density, norm=np.array([1.0, 1.5, 1.5, 0.6]), W_dec=np.eye(4)), CONFIG
+        )
+
+
+def test_settings_that_judge_nothing_are_refused() -> None:
     with pytest.raises(MetricError, match="causal:"):
         CausalConfig(n_controls=0)

@@ -27,6 +27,7 @@ from sparsight.sae import LatentEdit
 __all__ = ["CausalConfig", "CausalReport", "Change", "LatentTraits", "ablation_effects", "matched_controls"]
 
 URR = "urr"
+_SHORT = 1e-6  # of a latent's norm: what rounding leaves
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -167,6 +168,8 @@ def matched_controls(
                 edits.append(LatentEdit(other, "scale", kept))
                 missing = 0.0 if kept else missing - float(traits.norm[other])
                 left = left[left != other]
+            if missing > _SHORT * traits.norm[latent]:
+                raise MetricError(f"The latents left write too little to match {len(chosen)} with. Ablate fewer.")
         sets.append(tuple(edits))
     return sets
 
