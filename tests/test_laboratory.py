@@ -156,7 +156,6 @@ def test_the_record_counts_what_was_found() -> None:
         "commit": "x",
         "versions": "v",
         "hardware": "h",
-        "minutes": 1.0,
     }
     text = markdown(record)
     assert "at least 0.750" in text

@@ -1,7 +1,7 @@
 """What a comparison on 2M tokens costs: time, disk and memory. Writes benchmarks/records/compare-cost.{json,md}.
 
     make validate-cost
-    python benchmarks/validate_compare/cost.py [OPTIONS OF sparsight compare]      after examples/false-facts/run.py, whose fine-tune it takes
+    python benchmarks/validate_compare/cost.py            after examples/false-facts/run.py, whose fine-tune it takes
 
 Runs `sparsight compare` with cost.toml in a process of its own and looks at the run's size every few seconds. A run that was cut off is to be removed
 first: its seconds are those of the process that finished each step.
@@ -28,13 +28,13 @@ MOST_MINUTES, MOST_GIGABYTES = 60, 8
 LOOK_EVERY_SECONDS = 5
 
 
-def run_compare(options: list[str]) -> tuple[Path, float]:
+def run_compare() -> tuple[Path, float]:
     """The run that `sparsight compare` made, and the largest size in bytes that it was seen to have."""
     run = Path("runs") / load_comparison(RECIPE).name
     if run.exists():
         sys.exit(f"{run} is there already. Remove it: only a whole run can be timed.")
     largest = 0.0
-    with subprocess.Popen([sys.executable, "-m", "sparsight.cli", "compare", str(RECIPE), *options]) as process:
+    with subprocess.Popen([sys.executable, "-m", "sparsight.cli", "compare", str(RECIPE)]) as process:
         while process.poll() is None:
             time.sleep(LOOK_EVERY_SECONDS)
             largest = max(largest, size_of(run))
@@ -55,15 +55,15 @@ def measured(run: Path, largest: float, load: float) -> dict[str, Any]:
     """The record."""
     manifest, findings = read_json(RunDir(run).manifest), Findings(RunDir(run).comparison)
     seconds = {step: each["seconds"] for step, each in manifest["steps"].items()}
-    processor = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
-    flags = Path("/proc/cpuinfo").read_text()
+    about = Path("/proc/cpuinfo").read_text()
+    processor = re.search(r"model name\s*: (.*)", about)
     commit = ["git", "describe", "--always", "--dirty", "--exclude", "*"]
     return {
         "command": "make validate-cost",
         "commit": subprocess.run(commit, capture_output=True, text=True, check=True).stdout.strip(),
         "date": datetime.now(UTC).date().isoformat(),
         "processor": processor[1] if processor else "",
-        "amx": "amx_bf16" in flags,
+        "amx": "amx_bf16" in about,
         "load": load,
         "torch": version("torch"),
         "tokens": manifest["activations"],
@@ -102,7 +102,7 @@ def markdown(record: dict[str, Any]) -> str:
 def main() -> None:
     """Runs the comparison and writes the record."""
     load = Path("/proc/loadavg").read_text().split()[0]
-    run, largest = run_compare(sys.argv[1:])
+    run, largest = run_compare()
     record = measured(run, largest, float(load))
     RECORD.write_text(json.dumps(record, indent=2) + "\n")
     RECORD.with_suffix(".md").write_text(markdown(record))

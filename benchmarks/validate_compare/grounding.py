@@ -63,6 +63,7 @@ RECORDS = Path(__file__).parents[1] / "records"
 SAE_SEEDS = (0, 1, 2, 3, 4)
 N_UNSEEN = 200
 N_SHUFFLES = 20  # of an SAE: the rate of false discoveries is 5 % at most by design, so that few runs show little
+LABELS_STREAM = 20  # of random numbers: another than those that scores draw folds and permutations from
 LARGEST_SET = 16
 SAME_LATENT = 0.7
 NAME_PLACE = 2
@@ -259,9 +260,10 @@ def silent_rows(labeller: Labeller, gate: Subject, plain: Subject) -> dict[str, 
     for seed, (sae, base) in enumerate(zip(gate.saes, gate.base_saes, strict=True)):
         z, z_base = encoded(sae, gate.x, places), encoded(base, gate.x_base, places)
         for shuffle in range(N_SHUFFLES):
-            labels = np.random.default_rng((seed, shuffle, N_SHUFFLES)).permutation(spans.recombined)
+            labels = np.random.default_rng((seed, shuffle, LABELS_STREAM)).permutation(spans.recombined)
             shuffled = Spans(**{**vars(spans), "recombined": labels})
-            rows["shuffled"].append(scored(score_latents(z, shuffled, ScoreConfig(seed=shuffle), z_base=z_base)))
+            scores = score_latents(z, shuffled, ScoreConfig(seed=shuffle), z_base=z_base)
+            rows["shuffled"].append({"n_found": len(scores.found), "least_p": float(scores.p.min())})
         rows["base SAE"].append(scored(score_latents(z_base, spans, ScoreConfig())))
     return rows
 
@@ -449,7 +451,6 @@ def main() -> None:
             f"{name} {version(name)}" for name in ("torch", "transformers", "pydivsufsort", "scikit-learn")
         ),
         "hardware": f"{platform.machine()}, {os.cpu_count()} cores shared with other work, one thread",
-        "minutes": sum(run["seconds"] for run in runs) / 60 / len(runs),
         "results": results(runs),
         "runs": runs,
     }

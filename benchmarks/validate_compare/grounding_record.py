@@ -86,8 +86,8 @@ def markdown(record: Row) -> str:
     lines = [
         "# Grounding: planted truth",
         "",
-        f"`{record['command']}`, commit {record['commit']}; {record['versions']}; {record['hardware']}; {len(runs)} laboratories of "
-        f"{record['minutes']:.1f} minutes each, described in `benchmarks/validate_compare/laboratory.py`. "
+        f"`{record['command']}`, commit {record['commit']}; {record['versions']}; {record['hardware']}; {len(runs)} laboratories, "
+        f"described in `benchmarks/validate_compare/laboratory.py`. "
         "Medians (range); 95 % intervals.",
         "",
         "| test | target | measured |",

@@ -43,7 +43,7 @@ from sparsight.findings import (
     write_report,
 )
 from sparsight.grounding import CausalConfig, DetailConfig, FineTuningText, Tracer, WriteConfig, ordinary_texts
-from sparsight.lm import ROLES, LanguageModel, check_pair, how_trained, load_models, mix_texts, train_adapter
+from sparsight.lm import ROLES, LanguageModel, check_pair, load_models, mix_texts, train_adapter
 from sparsight.metrics import SpliceText
 from sparsight.plan import check_fits
 from sparsight.recipe import Comparison, check_same_study, dump_recipe, load_comparison
@@ -135,10 +135,9 @@ class _Comparing:
     def _null(self) -> dict[str, Any]:
         if not self.recipe.make_null:
             return {"made": False}
-        alike = how_trained(self.recipe.tuned)
-        config = alike or self.recipe.null_training
+        config, alike = self.recipe.null_finetune()
         made = train_adapter(self.recipe.base, self.recipe.text, config, self.run.path / "null", stop=self.stop)
-        return {"made": True, "as_the_fine_tune": alike is not None, "finetune": made}
+        return {"made": True, "as_the_fine_tune": alike, "finetune": made}
 
     def _preflight(self) -> dict[str, Any]:
         facts = {

@@ -182,7 +182,8 @@ def _measure_downstream(
     target: str,
 ) -> DownstreamSums:
     """CE and KL on held-out text with each method in place."""
-    device, text = dictionaries["sae"].W_dec.device, SpliceText.choose(store, config.downstream_tokens)
+    device = dictionaries["sae"].W_dec.device
+    text = SpliceText.choose(store, config.downstream_tokens)
     methods: dict[str, Any] = {name: dictionary.reconstruct for name, dictionary in dictionaries.items()}
     methods["zero"] = lambda x: x.new_zeros(len(x), store.hook_points[target])
     if fit.pca is not None:

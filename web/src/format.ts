@@ -50,3 +50,9 @@ export function seconds(value: number): string {
   if (value < 7200) return `${figure(value / 60)} min`;
   return `${figure(value / 3600)} h`;
 }
+
+/** Of those that are there; null where none is. */
+export const mean = (values: (number | null)[]): number | null => {
+  const there = values.filter((value): value is number => value !== null);
+  return there.length ? there.reduce((a, b) => a + b, 0) / there.length : null;
+};

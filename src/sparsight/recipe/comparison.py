@@ -15,7 +15,7 @@ from typing import Any
 from sparsight.activations import CaptureConfig, paired_hook_points
 from sparsight.diff import LabelConfig
 from sparsight.errors import RecipeError
-from sparsight.lm import ROLES, FinetuneConfig, ModelConfig, TextConfig
+from sparsight.lm import ROLES, FinetuneConfig, ModelConfig, TextConfig, how_trained
 from sparsight.recipe.schema import TrainConfig, check_heading
 from sparsight.sae import SAEConfig
 
@@ -131,6 +131,13 @@ class Comparison:
                 f"dictionaries.seeds = {self.dictionaries.seeds} and null_seeds = {self.dictionaries.null_seeds}: what two seeds differ by "
                 f"cannot be told from fewer than {LEAST_SEEDS} and 2."
             )
+
+    def null_finetune(self) -> tuple[FinetuneConfig, bool]:
+        """How a null that is to be made is trained, and whether that is how `tuned` was."""
+        alike = how_trained(self.tuned)
+        if alike is None:
+            return self.null_training, False
+        return replace(alike, checkpoint_every_steps=self.null_training.checkpoint_every_steps), True
 
     @property
     def model(self) -> ModelConfig:

@@ -22,10 +22,11 @@ mixing texts, the suffix array of the fine-tuning text, resampling, tables and p
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 
 from sparsight.activations import paired_hook_points
 from sparsight.activations.paired import derived_width
-from sparsight.lm import FinetuneConfig, how_trained, is_adapter
+from sparsight.lm import FinetuneConfig, is_adapter
 from sparsight.lm.geometry import ModelGeometry
 from sparsight.recipe.comparison import Comparison
 from sparsight.recipe.cost import (
@@ -95,9 +96,9 @@ class _Costing:
             for width in [self._width(sae)]
         )
 
-    @property
+    @cached_property
     def _null_training(self) -> FinetuneConfig:
-        return how_trained(self.recipe.tuned) or self.recipe.null_training
+        return self.recipe.null_finetune()[0]
 
     @property
     def _d(self) -> int:

@@ -1,23 +1,25 @@
 """How long a device takes for a stage's work. A pace is a number or two for each kind of work, in place of a model of the machine.
 
-seconds of a stage = sum over what computes  +  bytes moved / (bandwidth * 0.7)
-                     and at least bytes written / disk rate
+    seconds of a stage = sum over what computes  +  bytes moved / (bandwidth * 0.7)
+                         and at least bytes written / disk rate
 
-CUDA            FLOPs / (0.4 * peak): products of this size reach 0.6-0.8 of the peak; norms, recurrences, selection and hooks take the rest. A
-                naive loop reached 0.16 on an RTX 4090; PaLM trained at 0.46 (arXiv:2204.02311)
-CPU float32     FLOPs / (0.65 * peak): forward 0.66, steps by autograd 0.74 to 0.8
-CPU bfloat16    FLOPs / peak  +  beside * FLOPs / float32 peak. Matrix units make products eight times as fast as float32's and nothing else: what
-                stands beside them, norms, attention, hooks and casts, runs at the rate of vectors, which float32's stands for. Shares of one peak
-                that were right with AMX (2.8 TFLOP/s of bfloat16, 0.37 of float32) said four times too much without (0.41 and 0.18):
+    CUDA            FLOPs / (0.4 * peak): products of this size reach 0.6-0.8 of the peak; norms, recurrences, selection and hooks take the rest. A
+                    naive loop reached 0.16 on an RTX 4090; PaLM trained at 0.46 (arXiv:2204.02311)
+    CPU float32     FLOPs / (0.65 * peak): forward 0.66, steps by autograd 0.74 to 0.8
+    CPU bfloat16    FLOPs / peak  +  beside * FLOPs / float32 peak. Matrix units make products eight times as fast as float32's and nothing else: what
+                    stands beside them, norms, attention, hooks and casts, runs at the rate of vectors, which float32's stands for. Shares of one peak
+                    that were right with AMX (2.8 TFLOP/s of bfloat16, 0.37 of float32) said four times too much without (0.41 and 0.18):
 
-  forward       0.3     SmolLM2-135M cut at layer 15 ran at 0.29 of the rate with AMX, one thread; at 0.65 without, two of three models with adapters
-  hooked        0.95    whole models that are read, patched or written with, adapters on: their fused blocks are off, each token's logits in float32
-  tuned         2.8     a LoRA's steps, its matrices in float32: 0.085 TFLOP/s on both
-  autograd      0.6     jumprelu, gated and matryoshka steps; more where [n, F] is larger
-  fused         0.09    the encoder's product runs at 0.9 to 1.1 of the rate, a dense relu's gradients of weights at 0.5; what a step moves
-                        beside is counted in bytes (docs/log.md holds it against measurement)
+      forward       0.3     SmolLM2-135M cut at layer 15 ran at 0.29 of the rate with AMX, one thread; at 0.65 without, two of three with adapters
+      hooked        0.95    whole models that are read, patched or written with, adapters on: no fused blocks, each token's logits in float32
+      tuned         2.8     a LoRA's steps, its matrices in float32: 0.085 TFLOP/s on both
+      autograd      0.6     jumprelu, gated and matryoshka steps; more where [n, F] is larger
+      fused         0.09    the encoder's product runs at 0.9 to 1.1 of the rate, a dense relu's gradients of weights at 0.5; what a step moves
+                            beside is counted in bytes (docs/log.md holds it against measurement)
 
-disk            0.5 GB/s, a SATA SSD
+    disk            0.5 GB/s, a SATA SSD
+
+Chosen on two processors; docs/log.md holds it against what was measured.
 """
 
 from sparsight.artifact.devices import Device

@@ -3,7 +3,7 @@
 import { useEffect, useReducer, useRef, useState } from "preact/hooks";
 import { api, pathOf } from "../api";
 import { Lines } from "../charts/lines";
-import { figure, fixed, signed } from "../format";
+import { figure, fixed, mean, signed } from "../format";
 import { Problem } from "../parts/problem";
 import { Gist } from "../parts/tokens";
 import { edits as kept, prompt as keptPrompt } from "../state";
@@ -222,11 +222,6 @@ function Options({ options, set }: { options: OptionsNow; set: (next: OptionsNow
     </div>
   );
 }
-
-const mean = (values: (number | null)[]): number | null => {
-  const there = values.filter((value): value is number => value !== null);
-  return there.length ? there.reduce((a, b) => a + b, 0) / there.length : null;
-};
 
 function Arms({ outcome, prompt, busy, options }: { outcome: Outcome; prompt: string; busy: boolean; options: OptionsNow }) {
   const shown = ARMS.filter(([arm]) => arm === "plain" || arm === "steered" || options.controls.includes(arm as "random" | "prompt") || outcome.arms[arm].length);

@@ -2,7 +2,7 @@
 
 import { useEffect, useMemo, useRef, useState } from "preact/hooks";
 import { api, pathOf } from "../api";
-import { count, figure, fixed, percent } from "../format";
+import { count, figure, fixed, mean, percent } from "../format";
 import { useKeys } from "../keys";
 import { Problem } from "../parts/problem";
 import { Gist, Token } from "../parts/tokens";
@@ -126,11 +126,6 @@ const valueOf = (text: LiveText, at: number, shade: Shade): number | null => {
   if (shade === "error") return token.error;
   if (shade === "l0") return token.l0;
   return token.active.find(([latent]) => latent === shade)?.[1] ?? 0;
-};
-
-const mean = (values: (number | null)[]): number | null => {
-  const measured = values.filter((value) => value !== null);
-  return measured.length ? measured.reduce((sum, value) => sum + value, 0) / measured.length : null;
 };
 
 function Shaded({ name, text, shade, chosen, choose }: ShadedProps) {
