@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -12,16 +13,20 @@ from torch.nn import functional as F
 from torch.nn.modules import module as torch_modules
 
 from sparsight.artifact.native import native_library
-from sparsight.lm import LanguageModel
+from sparsight.lm import Adapter, LanguageModel
 from sparsight.lm.fused import fuse
 from sparsight.lm.kernels import Kernels, kernel_library
+from sparsight.lm.lowrank import LowRank
 from test_lm_load import SIZES, local, save
 from test_lm_load import tiny_model as family_model
 
 LIBRARY = kernel_library()
 SUPPORT = LIBRARY.support() if LIBRARY is not None else 0
 pytestmark = pytest.mark.skipif(SUPPORT == 0, reason="no AVX-512 for bfloat16")
-needs_tiles = pytest.mark.skipif(SUPPORT < 2, reason="no AMX tiles")
+TILES = [
+    pytest.param(False, id="vectors"),
+    pytest.param(True, id="tiles", marks=pytest.mark.skipif(SUPPORT < 2, reason="no AMX tiles")),
+]
 
 IDS = torch.randint(3, 300, (3, 37), generator=torch.Generator().manual_seed(0))
 LAYERS = 3
@@ -115,10 +120,11 @@ def test_silu_mul_keeps_nan_and_extremes(kernels):
     torch.testing.assert_close(got[1:], torch.tensor([1e30, 0.0, 0.0, 0.7310586]), rtol=0.008, atol=1e-5)
 
 
-@needs_tiles
+@pytest.mark.parametrize("tiles", TILES)
 @pytest.mark.parametrize("heads", [(4, 4), (9, 3), (2, 1)])
 @pytest.mark.parametrize(("positions", "width"), [(1, 64), (2, 8), (31, 24), (32, 64), (37, 10), (100, 96), (130, 64)])
-def test_attention_is_that_of_float32_within_rounding(kernels, heads, positions, width):
+def test_attention_is_that_of_float32_within_rounding(kernels, heads, positions, width, tiles):
+    kernels.has_tiles = tiles
     n, (n_q, n_k) = 2, heads
     qkv, angles = random(n, positions, n_q + 2 * n_k, width), random(positions, width // 2, seed=1).float().repeat(1, 2)
     cos, sin = angles.cos().bfloat16(), angles.sin().bfloat16()
@@ -133,8 +139,9 @@ def test_attention_is_that_of_float32_within_rounding(kernels, heads, positions,
     assert difference(got.view(n, positions, n_q, width), wanted.transpose(1, 2)) < 0.004
 
 
-@needs_tiles
-def test_attention_sees_neither_what_follows_nor_other_sequences(kernels):
+@pytest.mark.parametrize("tiles", TILES)
+def test_attention_sees_neither_what_follows_nor_other_sequences(kernels, tiles):
+    kernels.has_tiles = tiles
     qkv, table = random(2, 70, 6, 16), random(70, 16)[None]
     got = kernels.attention(qkv, table, table, (2, 70, 2, 2, 16), 0.25).view(2, 70, 32)
     changed = torch.cat([random(1, 70, 6, 16, seed=9), torch.cat([qkv[1:, :41], random(1, 29, 6, 16, seed=8)], dim=1)])
@@ -156,7 +163,6 @@ def test_buffers_are_used_again_only_when_nobody_holds_them(kernels):
     assert kernels.empty(3, 8).data_ptr() == address
 
 
-@needs_tiles
 @pytest.mark.parametrize("key_heads", [1, 2, 4])
 def test_a_fused_model_is_no_farther_from_float32_than_the_unfused(key_heads):
     model = tiny(key_heads)
@@ -168,7 +174,6 @@ def test_a_fused_model_is_no_farther_from_float32_than_the_unfused(key_heads):
     assert not torch.equal(run(twin), run(model))
 
 
-@needs_tiles
 @pytest.mark.parametrize("name", POINTS)
 def test_a_hook_anywhere_sees_what_it_would_see_unfused(name):
     model = tiny()
@@ -177,7 +182,6 @@ def test_a_hook_anywhere_sees_what_it_would_see_unfused(name):
     assert difference(outputs(twin, [name])[name], exact) < 1.2 * difference(outputs(model, [name])[name], exact)
 
 
-@needs_tiles
 def test_hooks_everywhere_at_once_all_fire():
     model = tiny()
     twin, _ = fused_copy(model)
@@ -189,7 +193,6 @@ def test_hooks_everywhere_at_once_all_fire():
         assert difference(seen[name], exact[name]) < 1.2 * difference(wanted[name], exact[name])
 
 
-@needs_tiles
 @pytest.mark.parametrize("name", POINTS)
 def test_a_replaced_output_reaches_the_logits(name):
     model = tiny()
@@ -201,6 +204,63 @@ def test_a_replaced_output_reaches_the_logits(name):
         )
     assert difference(run(twin), run(model)) < 0.05
     assert difference(run(model), plain) > 0.05
+
+
+def adapter_for(model: nn.Module, seed: int = 0, rank: int = 4) -> Adapter:
+    paths = [name for name, module in model.named_modules() if isinstance(module, nn.Linear) and "layers" in name]
+    generator = torch.Generator().manual_seed(seed)
+    parts = {}
+    for path in paths:
+        d_out, d_in = model.get_submodule(path).weight.shape
+        A, B = torch.randn(rank, d_in, generator=generator), torch.randn(d_out, rank, generator=generator)
+        parts[path] = LowRank(A / d_in**0.5, 0.3 * B, 0.5)
+    return Adapter(name="made here", parts=parts)
+
+
+@pytest.mark.parametrize("others", [None, 0.0, 0.5])
+def test_an_adapter_stays_on_the_fused_path_and_is_what_it_is_unfused(monkeypatch, others):
+    model = tiny()
+    adapter, other = adapter_for(model), adapter_for(model, seed=1)
+    twin, _ = fused_copy(model)
+    exact = copy.deepcopy(model).float()
+    called: list[nn.Module] = []
+    monkeypatch.setattr(
+        nn.Linear, "forward", lambda self, x: called.append(self) or F.linear(x, self.weight, self.bias)
+    )
+
+    def adapted(model: nn.Module) -> torch.Tensor:
+        with adapter.fit(model).applied(), nullcontext() if others is None else other.fit(model).applied(others):
+            return run(model)
+
+    own, wanted = adapted(model), adapted(exact)
+    called.clear()
+    fast = adapted(twin)
+    assert called == [twin.lm_head]
+    assert difference(wanted, run(exact)) > 0.2
+    assert difference(fast, wanted) < 1.2 * difference(own, wanted)
+    assert difference(run(twin), run(exact)) < 1.2 * difference(run(model), run(exact))  # and it is gone
+
+
+def test_an_adapter_at_no_strength_leaves_the_same_numbers():
+    twin, _ = fused_copy(tiny())
+    plain = run(twin)
+    with adapter_for(twin).fit(twin).applied(0.0):
+        assert torch.equal(run(twin), plain)
+
+
+@pytest.mark.parametrize("name", POINTS)
+def test_a_hook_anywhere_sees_what_an_adapter_changed(name):
+    model = tiny()
+    adapter = adapter_for(model)
+    twin, _ = fused_copy(model)
+    exact = copy.deepcopy(model).float()
+    seen = []
+    for each in (twin, model, exact):
+        with adapter.fit(each).applied():
+            seen.append(outputs(each, [name])[name])
+    fast, own, wanted = seen
+    assert difference(fast, wanted) < 1.2 * difference(own, wanted)
+    assert difference(outputs(exact, [name])[name], wanted) > 0.02
 
 
 def test_what_a_hook_kept_is_not_overwritten_by_later_passes():
@@ -297,7 +357,7 @@ def test_only_what_is_recognised_is_fused(family, kinds):
     model = model.bfloat16().eval()
     twin, counts = fused_copy(model)
     found = {kind for kind, n in counts.items() if kind not in ("none", "packed_bytes") and n}
-    assert found == (kinds if SUPPORT > 1 else kinds - {"attention"})
+    assert found == kinds
     assert difference(run(twin), run(model)) < 0.05
     if not kinds:
         assert counts == {"none": "no module is recognised"}

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.modules import module as torch_modules
 
 from sparsight.lm.kernels import Kernels
+from sparsight.lm.lowrank import LowRankHook
 from sparsight.lm.product import FEWEST_ROWS, Norm, Packed, Products
 
 __all__ = ["INSIDE", "Fast", "recognise"]
@@ -76,15 +77,15 @@ def _fast_mlp(module: Any, kernels: Kernels) -> Fast | None:
         return packed.products.gated(_rows(x), norm, *packed.weights, _rows(base)).view(x.shape)
 
     def mlp(self: Any, x: Any, *more: Any, **kwargs: Any) -> Tensor | None:
-        if more or kwargs or not _applies(x, merged.shape[1]) or _is_watched(*self.children()):
+        if more or kwargs or not _applies(x, merged.shape[1]) or _is_watched(*self.children(), adapted=True):
             return None
         result = within(self, x, None, None)
         if result is not None:
             return result
         if not _holds(merged, self.gate_proj, self.up_proj):
             return None
-        hidden = kernels.silu_mul(kernels.product(_rows(x), merged))
-        return kernels.product(hidden, self.down_proj.weight).view(*x.shape[:-1], -1)
+        hidden = kernels.silu_mul(_product(kernels, _rows(x), merged, self.gate_proj, self.up_proj))
+        return _product(kernels, hidden, self.down_proj.weight, self.down_proj).view(*x.shape[:-1], -1)
 
     return _with_inside(mlp, within)
 
@@ -93,7 +94,7 @@ def _fast_attention(module: Any, kernels: Kernels) -> Fast | None:
     projections = (module.q_proj, module.k_proj, module.v_proj)
     width, scale = getattr(module, "head_dim", 0), getattr(module, "scaling", None)
     refused = any(getattr(module, name, None) for name in ("sliding_window", "attn_logit_softcapping", "softcap"))
-    if not kernels.has_attention or refused or not width or width % 2 or not isinstance(scale, float):
+    if refused or not width or width % 2 or not isinstance(scale, float):
         return None
     if not _are_plain(*projections, module.o_proj):
         return None
@@ -104,7 +105,7 @@ def _fast_attention(module: Any, kernels: Kernels) -> Fast | None:
     def is_usual(self: Any, x: Any, cos: Any, sin: Any, kwargs: dict[str, Any]) -> bool:
         if not _applies(x, merged.shape[1]) or x.ndim != 3 or self.training or not _is_usual(kwargs):
             return False
-        if self.config._attn_implementation != "sdpa" or _is_watched(*self.children()):
+        if self.config._attn_implementation != "sdpa" or _is_watched(*self.children(), adapted=True):
             return False
         return all(_applies(table, width) and table.shape == (1, x.shape[1], width) for table in (cos, sin))
 
@@ -115,7 +116,9 @@ def _fast_attention(module: Any, kernels: Kernels) -> Fast | None:
         cos, sin = tables
         if packed is None or x.numel() < FEWEST_ROWS * x.shape[-1] or not is_usual(self, x, cos, sin, kwargs):
             return None
-        if not packed.are_held((self.q_proj, self.k_proj, self.v_proj), (self.o_proj,)):
+        if _is_watched(*self.children()) or not packed.are_held(
+            (self.q_proj, self.k_proj, self.v_proj), (self.o_proj,)
+        ):
             return None
         qkv = packed.products.product(_rows(x), norm, packed.weights[0], None)
         mixed = kernels.attention(qkv, cos, sin, (*x.shape[:2], *heads, width), scale)
@@ -126,9 +129,9 @@ def _fast_attention(module: Any, kernels: Kernels) -> Fast | None:
         x, cos, sin = hidden_states, *tables
         if not is_usual(self, x, cos, sin, kwargs) or not _holds(merged, self.q_proj, self.k_proj, self.v_proj):
             return None
-        qkv = kernels.product(_rows(x), merged)
+        qkv = _product(kernels, _rows(x), merged, self.q_proj, self.k_proj, self.v_proj)
         mixed = kernels.attention(qkv, cos, sin, (*x.shape[:2], *heads, width), scale)
-        return kernels.product(mixed, self.o_proj.weight).view(*x.shape[:2], -1), None
+        return _product(kernels, mixed, self.o_proj.weight, self.o_proj).view(*x.shape[:2], -1), None
 
     return _with_inside(attention, within)
 
@@ -191,10 +194,25 @@ def _is_usual(kwargs: dict[str, Any]) -> bool:
     return all(value is None or name in ("position_ids", "use_cache") for name, value in kwargs.items())
 
 
-def _is_watched(*modules: nn.Module) -> bool:
-    """Whether somebody would miss a call of one of them."""
-    hooks: Any = [hook for module in modules for hook in (*module._forward_hooks, *module._forward_pre_hooks)]
-    return bool(hooks or torch_modules._has_any_global_hook())
+def _is_watched(*modules: nn.Module, adapted: bool = False) -> bool:
+    """Whether somebody would miss a call of one of them; `adapted`: other than adapters, whose terms `_product` adds."""
+    hooks = [
+        hook for module in modules for hook in (*module._forward_hooks.values(), *module._forward_pre_hooks.values())
+    ]
+    watching = [hook for hook in hooks if not (adapted and isinstance(hook, LowRankHook))]
+    return bool(watching or torch_modules._has_any_global_hook())
+
+
+def _product(kernels: Kernels, x: Tensor, weight: Tensor, *linears: nn.Module) -> Tensor:
+    """x weight' for the weight of one projection, or of several side by side, with what adapters on them add."""
+    out, at = kernels.product(x, weight), 0
+    for linear in linears:
+        width = linear.get_parameter("weight").shape[0]
+        for hook in linear._forward_hooks.values():
+            if isinstance(hook, LowRankHook):
+                hook.add_to(out[:, at : at + width], x)
+        at += width
+    return out
 
 
 def _are_plain(*linears: nn.Module) -> bool:

@@ -43,12 +43,13 @@ from sparsight.artifact import (
     write_json,
 )
 from sparsight.errors import ModelError, TextError
-from sparsight.lm.adapter import Adapter, AdapterHooks, LowRank, identity_of, is_adapter
+from sparsight.lm.adapter import Adapter, AdapterHooks, identity_of, is_adapter
 from sparsight.lm.batches import TokenBatch, make_batches
 from sparsight.lm.config import ModelConfig, TextConfig
 from sparsight.lm.documents import text_fingerprint
 from sparsight.lm.hookpoint import find_trunk
 from sparsight.lm.load import load_model
+from sparsight.lm.lowrank import LowRank
 from sparsight.lm.tokens import Piece, iter_pieces
 
 __all__ = ["FinetuneConfig", "how_trained", "train_adapter"]

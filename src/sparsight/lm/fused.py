@@ -54,7 +54,7 @@ def fuse(model: nn.Module, run: Callable[[], Any]) -> dict[str, Any]:
     if not library.support():
         return {"none": "the processor has no AVX-512 for bfloat16"}
     kernels = Kernels(library)
-    if kernels.has_attention and can_be_packed(model):
+    if kernels.has_tiles and can_be_packed(model):
         products = Products.library()
         kernels.products = None if products is None else Products(products, kernels.empty)
     counts: dict[str, Any] = dict.fromkeys(_KINDS, 0)

@@ -8,9 +8,9 @@
  * attention: pairs of sequence and key head) are shared among OpenMP's threads; each is computed by one thread in one
  * order, so results do not depend on how many there are, nor on what stands in other rows.
  *
- * Written for AVX-512 with bfloat16, attention for the AMX tiles; `support` says what there is. No other forms: with
- * narrower vectors torch's own kernels are faster (docs/log.md). Attention keeps the scores of 32 queries against all
- * keys up to them, in the L2 cache up to some 4096 keys.
+ * Written for AVX-512 with bfloat16, attention's products also for the AMX tiles; `support` says what there is. No other
+ * forms: with narrower vectors torch's own kernels are faster (docs/log.md). Attention keeps the scores of 32 queries
+ * against all keys up to them, in the L2 cache up to some 4096 keys.
  */
 
 #define _GNU_SOURCE
@@ -61,27 +61,45 @@ void silu_mul(const bf16 *gate_up, bf16 *out, int64_t rows, int64_t d)
     }
 }
 
-#if !defined(__AMX_BF16__) || !defined(__AMX_TILE__) || !defined(__linux__)
-int support(void) { return 1; }
-#else
+/* --- attention --------------------------------------------------------------------------------------------------- */
+
+#define FETCH_BYTES (1 << 20) /* half of a usual L2 cache */
+#define AT_ONCE 8             /* rows whose sums stay in registers */
+
+/* c [32, ldc] = a [32, lda] times b, over n_chunks chunks of 32 along the inner dimension. A chunk of b is two tiles,
+ * one for each 16 columns; row p of a tile holds, for each of its columns, the pair of inner indices 2p and 2p + 1. */
+typedef void multiply_t(const bf16 *a, int64_t lda, const bf16 *b, int64_t n_chunks, float *c, int64_t ldc);
+
+static void multiply_by_vectors(const bf16 *a, int64_t lda, const bf16 *b, int64_t n_chunks, float *c, int64_t ldc)
+{
+    for (int64_t first = 0; first < BLOCK; first += AT_ONCE, a += AT_ONCE * lda, c += AT_ONCE * ldc) {
+        __m512 left[AT_ONCE], right[AT_ONCE];
+        for (int row = 0; row < AT_ONCE; row++)
+            left[row] = right[row] = _mm512_setzero_ps();
+        for (int64_t pair = 0; pair < n_chunks * BLOCK / 2; pair++) {
+            const bf16 *columns = b + pair / 16 * 2 * TILE + pair % 16 * BLOCK;
+            __m512bh low = (__m512bh)_mm512_loadu_si512(columns), high = (__m512bh)_mm512_loadu_si512(columns + TILE);
+            for (int row = 0; row < AT_ONCE; row++) {
+                int32_t two;
+                memcpy(&two, a + row * lda + 2 * pair, sizeof two);
+                __m512bh same = (__m512bh)_mm512_set1_epi32(two);
+                left[row] = _mm512_dpbf16_ps(left[row], same, low);
+                right[row] = _mm512_dpbf16_ps(right[row], same, high);
+            }
+        }
+        for (int row = 0; row < AT_ONCE; row++) {
+            _mm512_storeu_ps(c + row * ldc, left[row]);
+            _mm512_storeu_ps(c + row * ldc + LANES, right[row]);
+        }
+    }
+}
+
+#ifdef HAS_TILES
 
 #include <sys/syscall.h>
 #include <unistd.h>
 
-#define FETCH_BYTES (1 << 20) /* half of a usual L2 cache */
-
-/* 0: nothing here runs on this processor. 1: all but attention. 2: attention too. Linux lets a process use the tiles
- * once it has asked (ARCH_REQ_XCOMP_PERM for XTILEDATA). */
-int support(void)
-{
-    return syscall(SYS_arch_prctl, 0x1023, 18) == 0 ? 2 : 1;
-}
-
-/* --- attention --------------------------------------------------------------------------------------------------- */
-
-/* c [32, ldc] = a [32, lda] times b, over n_chunks chunks of 32 along the inner dimension. A chunk of b is two tiles,
- * one for each 16 columns; row p of a tile holds, for each of its columns, the pair of inner indices 2p and 2p + 1. */
-static void multiply(const bf16 *a, int64_t lda, const bf16 *b, int64_t n_chunks, float *c, int64_t ldc)
+static void multiply_by_tiles(const bf16 *a, int64_t lda, const bf16 *b, int64_t n_chunks, float *c, int64_t ldc)
 {
     _tile_zero(0);
     _tile_zero(1);
@@ -103,13 +121,27 @@ static void multiply(const bf16 *a, int64_t lda, const bf16 *b, int64_t n_chunks
     _tile_stored(3, c + 16 * ldc + 16, ldc * 4);
 }
 
+/* 0: nothing here runs on this processor. 1: everything, by vectors. 2: the tiles too, which Linux lets a process use
+ * once it has asked (ARCH_REQ_XCOMP_PERM for XTILEDATA). */
+int support(void)
+{
+    return syscall(SYS_arch_prctl, 0x1023, 18) == 0 ? 2 : 1;
+}
+
+#else
+
+int support(void) { return 1; }
+
+#endif
+
 typedef struct {
     int64_t positions, heads, key_heads, dims; /* of the problem */
     int64_t keys_up, dims_up;                  /* rounded up to 32; what is added holds zeros */
     float scale;
+    multiply_t *multiply;
 } shape_t;
 
-/* What one thread needs: 32 queries, keys and values as `multiply` wants them, scores, probabilities, outputs. */
+/* What one thread needs: 32 queries, keys and values as multiply_t wants them, scores, probabilities, outputs. */
 typedef struct {
     bf16 *query, *key, *value, *probability;
     float *score, *output;
@@ -208,12 +240,12 @@ static void attend(const shape_t *n, int64_t first, const bf16 *queries, int64_t
         rotate(queries + row * stride, cosine + (first + row) * n->dims, sine + (first + row) * n->dims,
                s->query + row * n->dims_up, n->dims / 2);
     for (int64_t key = 0; key < n_wide; key += BLOCK)
-        multiply(s->query, n->dims_up, s->key + key * n->dims_up, n->dims_up / BLOCK, s->score + key, n_wide);
+        n->multiply(s->query, n->dims_up, s->key + key * n->dims_up, n->dims_up / BLOCK, s->score + key, n_wide);
     for (int64_t row = 0; row < rows; row++)
         sums[row] = soften(s->score + row * n_wide, s->probability + row * n_wide, first + row + 1, n_wide,
                            n->scale * LOG2E);
     for (int64_t d = 0; d < n->dims_up; d += BLOCK)
-        multiply(s->probability, n_wide, s->value + d * n->keys_up, n_wide / BLOCK, s->output + d, n->dims_up);
+        n->multiply(s->probability, n_wide, s->value + d * n->keys_up, n_wide / BLOCK, s->output + d, n->dims_up);
     for (int64_t row = 0; row < rows; row++) {
         float weight = 1.0f / sums[row];
         for (int64_t j = 0; j < n->dims; j += LANES)
@@ -230,17 +262,25 @@ static void fetch(const bf16 *rows, int64_t bytes)
 }
 
 /* qkv: [sequences, positions, heads + 2 * key_heads, dims]; cosine, sine: [positions, dims]; out: [sequences, positions,
- * heads, dims]; scratch: `threads` times attention_scratch. */
+ * heads, dims]; scratch: `threads` times attention_scratch. `tiles`: 1 to use them; ask `support` first. */
 void attention(const bf16 *qkv, const bf16 *cosine, const bf16 *sine, bf16 *out, bf16 *scratch, float scale,
-               int64_t sequences, int64_t positions, int64_t heads, int64_t key_heads, int64_t dims, int threads)
+               int64_t sequences, int64_t positions, int64_t heads, int64_t key_heads, int64_t dims, int threads,
+               int tiles)
 {
-    const shape_t n = {positions, heads, key_heads, dims, ROUND_UP(positions), ROUND_UP(dims), scale};
+    shape_t n = {positions, heads, key_heads, dims, ROUND_UP(positions), ROUND_UP(dims), scale, multiply_by_vectors};
     const int64_t stride = (heads + 2 * key_heads) * dims, out_stride = heads * dims, group = heads / key_heads;
+#ifdef HAS_TILES
+    if (tiles)
+        n.multiply = multiply_by_tiles;
+#endif
 #pragma omp parallel num_threads(threads)
     {
         scratch_t s = divide(scratch + omp_get_thread_num() * attention_scratch(positions, dims), &n);
         int64_t before = -2; /* this thread's last task */
-        configure_tiles();
+#ifdef HAS_TILES
+        if (tiles)
+            configure_tiles();
+#endif
 #pragma omp for schedule(static)
         for (int64_t task = 0; task < sequences * key_heads; task++) {
             int64_t sequence = task / key_heads, key_head = task % key_heads;
@@ -256,9 +296,11 @@ void attention(const bf16 *qkv, const bf16 *cosine, const bf16 *sine, bf16 *out,
                     attend(&n, first, row + head * dims + first * stride, stride, cosine, sine,
                            out + (sequence * positions + first) * out_stride + head * dims, out_stride, &s);
         }
-        _tile_release();
+#ifdef HAS_TILES
+        if (tiles)
+            _tile_release();
+#endif
     }
 }
 
-#endif /* AMX */
 #endif /* AVX-512 with bfloat16 */

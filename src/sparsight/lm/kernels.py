@@ -21,7 +21,7 @@ _KEPT_FOR = 64  # requests that an idle buffer survives; a block makes ten
 
 
 def kernel_library() -> ctypes.CDLL | None:
-    """The compiled kernels; None where they cannot be had. Its support() is 0, 1 (no attention) or 2 (all)."""
+    """The compiled kernels; None where they cannot be had. Its support() is 0, 1 (by vectors) or 2 (AMX tiles too)."""
     return native_library(Path(__file__).with_suffix(".c"))
 
 
@@ -30,15 +30,13 @@ class Kernels:
 
     def __init__(self, library: ctypes.CDLL):
         pointer, number, size = ctypes.c_void_p, ctypes.c_float, ctypes.c_int64
-        self.has_attention = library.support() > 1
+        self.has_tiles = library.support() > 1
         self._norm, self._silu_mul = library.rms_norm, library.silu_mul
         self._norm.argtypes = [pointer] * 3 + [number] * 2 + [pointer] * 2 + [size] * 2
         self._silu_mul.argtypes = [pointer] * 2 + [size] * 2
-        if self.has_attention:
-            self._attention = library.attention
-            self._attention.argtypes = [pointer] * 5 + [number] + [size] * 5 + [ctypes.c_int]
-            self._scratch = library.attention_scratch
-            self._scratch.argtypes, self._scratch.restype = [size] * 2, size
+        self._attention, self._scratch = library.attention, library.attention_scratch
+        self._attention.argtypes = [pointer] * 5 + [number] + [size] * 5 + [ctypes.c_int] * 2
+        self._scratch.argtypes, self._scratch.restype = [size] * 2, size
         self.products: Products | None = None  # for models whose projections may be packed
         self._lock = threading.Lock()
         self._buffers: list[_Buffer] = []
@@ -90,7 +88,7 @@ class Kernels:
         out, threads = self.empty(sequences * positions, heads * width), torch.get_num_threads()
         scratch = self.empty(threads * self._scratch(positions, width))
         pointers = (qkv.data_ptr(), cos.data_ptr(), sin.data_ptr(), out.data_ptr(), scratch.data_ptr())
-        self._attention(*pointers, scale, *shape, threads)
+        self._attention(*pointers, scale, *shape, threads, self.has_tiles)
         return out
 
 

@@ -44,11 +44,13 @@ static inline __m512 silu(__m512 x)
     return x * _mm512_rcp14_ps(below); /* good to 2^-14, an eighth of what rounding to bfloat16 leaves of its own 2^-9 */
 }
 
-#if defined(__AMX_BF16__) && defined(__AMX_TILE__) && defined(__linux__)
-
 #define BLOCK 32 /* rows, columns and inner indices are handled 32 at a time: two tiles of 16 each way */
 #define TILE 512 /* bfloat16 numbers in a tile: 16 rows of 64 bytes */
 #define ROUND_UP(n) (((n) + BLOCK - 1) / BLOCK * BLOCK)
+
+#if defined(__AMX_BF16__) && defined(__AMX_TILE__) && defined(__linux__)
+
+#define HAS_TILES
 
 static void configure_tiles(void)
 {
