@@ -94,12 +94,11 @@ def test_a_finished_crosscoder_has_a_threshold_for_each_latent():
     assert 0.6 < float((sae.encode(batch["both:synthetic"]) > 0).sum(1).float().mean()) < 1.5
 
 
-@pytest.mark.parametrize("form", ["fused", "dense"])
-def test_a_crosscoder_trains_by_autograd_alone(form):
+def test_a_crosscoder_has_no_dense_step():
     cfg = crosscoder(precision="bfloat16")
-    assert SAETrainer(cfg, 2 * D, 2 * D, total_steps=2, batch_tokens=8).form == "autograd"
-    with pytest.raises(SAEError, match=f"no '{form}' step"):
-        SAETrainer(cfg, 2 * D, 2 * D, total_steps=2, batch_tokens=8, form=form)
+    assert SAETrainer(cfg, 2 * D, 2 * D, total_steps=2, batch_tokens=8).form in ("fused", "autograd")
+    with pytest.raises(SAEError, match="no 'dense' step"):
+        SAETrainer(cfg, 2 * D, 2 * D, total_steps=2, batch_tokens=8, form="dense")
 
 
 class Pairs:

@@ -70,6 +70,9 @@ CASES = {
     "relu, shortened": config("relu", l1_penalty="decoder-norm", max_gradient_norm=1.0),
     "topk, shortened": config("topk", max_gradient_norm=0.3),
     "unnormalised": config("topk", normalize="none"),
+    "batchtopk crosscoder": config("batchtopk", models=2),
+    "relu crosscoder": config("relu", models=2, l1_penalty="decoder-norm"),
+    "relu crosscoder, shortened": config("relu", models=2, l1_penalty="decoder-norm", max_gradient_norm=1.0),
 }
 
 

@@ -136,6 +136,6 @@ def _fused_scratch(sae: SAEConfig, n: int, d_in: int, d_out: int, parameters: in
 
 
 def _form(sae: SAEConfig, kind: str) -> str:
-    if not has_closed_form(sae) or sae.precision != "bfloat16":
+    if not has_closed_form(sae, kind) or sae.precision != "bfloat16":
         return "autograd"
     return "dense" if kind == "cuda" else "fused"

@@ -101,7 +101,7 @@ class DenseStep:
     @staticmethod
     def supports(cfg: SAEConfig) -> bool:
         """Whether this step can train `cfg`."""
-        return has_closed_form(cfg)
+        return has_closed_form(cfg, "cuda")
 
     @staticmethod
     def aux_columns(cfg: SAEConfig, d_in: int) -> int:

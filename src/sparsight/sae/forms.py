@@ -1,7 +1,7 @@
 """Which form of the training step an SAE gets.
 
     dense      closed form, in one CUDA graph (graphed, dense, kernels/gpu)    relu, topk, batchtopk in bfloat16 on CUDA
-    fused      closed form, by C kernels (fused, kernels/cpu)                  relu, topk, batchtopk in bfloat16 on a CPU
+    fused      closed form, by C kernels (fused, kernels/cpu)                  the same on a CPU, and their crosscoders
     autograd   the definition (autograd, losses)                               everything else
 
 A CUDA device without Triton trains by autograd, and a warning says so once. On a CPU `dense` can be asked for: it is

@@ -24,10 +24,12 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from sparsight.sae.activation import keep_topk
 from sparsight.sae.config import SAEConfig
+from sparsight.sae.crosscoder import latent_weights, model_decoders
 from sparsight.sae.kernels import cpu
 from sparsight.sae.kernels.workspace import Workspace
-from sparsight.sae.losses import Losses, auxk_loss
+from sparsight.sae.losses import Losses
 from sparsight.sae.step import HostStep, Moments, has_closed_form
 
 __all__ = ["FusedStep", "fuses"]
@@ -37,7 +39,7 @@ _SPARSE_SHARE = 1 / 20
 
 def fuses(cfg: SAEConfig, device: torch.device) -> bool:
     """Whether this SAE's step has the closed form here: its architecture, bfloat16 products, a CPU with the kernels."""
-    known = has_closed_form(cfg) and cfg.precision == "bfloat16"
+    known = has_closed_form(cfg, "cpu") and cfg.precision == "bfloat16"
     return known and device.type == "cpu" and cpu.available()
 
 
@@ -96,40 +98,53 @@ class FusedStep(HostStep):
         slopes = (
             self._dense(pre.relu_(), centred, wanted, penalty)
             if active is None
-            else self._sparse(active, centred, wanted, penalty, revive)
+            else self._sparse(active, centred, wanted, penalty)
         )
         aux = self._revive(pre, centred, slopes, dead) if revive else None
         losses = self._losses(slopes, target.numel(), l1, weight, aux, threshold)
-        pulled = l1 is not None and self.cfg.l1_penalty == "decoder-norm"
-        pull = slopes.latent_sums * (weight / target.numel()) if pulled else None
-        self._update(slopes, pull, lr)
+        self._update(slopes, self._pull(slopes, weight / target.numel()), lr)
         return losses
 
     def _select(self, pre: Tensor, running: float) -> tuple[cpu.Active | None, float | None]:
         if self.cfg.architecture == "topk":
             return cpu.select_topk(pre, self.cfg.k, self._space), None
         if self.cfg.architecture == "batchtopk":
+            weights = latent_weights(self.cfg, self.weights["W_dec"].detach())
+            if weights is not None:  # a crosscoder's: in the choice alone
+                pre = torch.mul(pre, weights, out=self._space.take("weighed", *pre.shape, dtype=torch.bfloat16))
             bound = cpu.batch_bound(pre, len(pre) * self.cfg.k, 0.9 * running)
-            return cpu.select_at_least(pre, bound, self._space), bound
+            active = cpu.select_at_least(pre, bound, self._space)
+            if weights is not None:
+                active = active._replace(values=(active.values / weights[active.latents]).bfloat16())
+            return active, bound
         limit = int(_SPARSE_SHARE * pre.numel())
         return cpu.select_at_least(pre, cpu.SMALLEST, self._space, limit), None
 
     def _l1_units(self, n: int) -> Tensor | None:
-        """What the penalty is for each latent's sum over the batch: 1 / (n F), or |W_dec_j| / (n d_out)."""
+        """What the penalty is for each latent's sum over the batch: 1 / (n F), or |W_dec_j| / (n d_out), of a crosscoder w_j / (n d_out)."""
         if self.cfg.architecture != "relu":
             return None
         W_dec = self.weights["W_dec"].detach()
         if self.cfg.l1_penalty == "raw":
             return torch.full((len(W_dec),), 1 / (n * len(W_dec)))
-        return torch.linalg.vector_norm(W_dec, dim=1) / (n * W_dec.shape[1])
+        weights = latent_weights(self.cfg, W_dec)
+        return (torch.linalg.vector_norm(W_dec, dim=1) if weights is None else weights) / (n * W_dec.shape[1])
 
-    def _sparse(
-        self, active: cpu.Active, centred: Tensor, wanted: cpu.Rows, penalty: Tensor | None, with_error: bool
-    ) -> _Slopes:
+    def _pull(self, slopes: _Slopes, weight: float) -> Tensor | None:
+        """Gradient of the decoder-norm penalty for each row's norm. A crosscoder's is for each model's block of a row, and added here."""
+        if self.cfg.architecture != "relu" or self.cfg.l1_penalty != "decoder-norm":
+            return None
+        pull = slopes.latent_sums * weight
+        if self.cfg.models == 1:
+            return pull
+        blocks = model_decoders(self.weights["W_dec"].detach(), self.cfg.models)
+        lengths = torch.linalg.vector_norm(blocks, dim=2).clamp_min(torch.finfo(torch.float32).tiny)
+        model_decoders(slopes.W_dec, self.cfg.models).addcmul_(blocks, (pull / lengths).unsqueeze(2))
+        return None
+
+    def _sparse(self, active: cpu.Active, centred: Tensor, wanted: cpu.Rows, penalty: Tensor | None) -> _Slopes:
         b_dec = self.weights["b_dec"].detach()
-        decoded = cpu.decode(
-            active, self._copies["W_dec"], b_dec, wanted, self._space, penalty=penalty, with_error=with_error
-        )
+        decoded = cpu.decode(active, self._copies["W_dec"], b_dec, wanted, self._space, penalty=penalty)
         assert decoded.d_values is not None
         columns = cpu.transpose(active, self.cfg.n_latents, self._space)
         d_values, d_bias = cpu.sort_entries(columns, decoded.d_values, "gradients", self._space)
@@ -158,21 +173,26 @@ class FusedStep(HostStep):
         rows = self._W_enc if name == "W_enc" else self.weights[name]
         return self._space.take(f"d_{name}", *rows.shape, dtype=torch.bfloat16)
 
-    @torch.enable_grad()
     def _revive(self, pre: Tensor, centred: Tensor, slopes: _Slopes, dead: Bool[Tensor, " F"]) -> Tensor:
-        """AuxK by autograd on the dead latents alone; adds to their gradients."""
-        assert slopes.decoded.error is not None
+        """AuxK on the dead latents alone; adds to their gradients and returns the loss.
+
+        The residual that they rebuild is -e, of which d_x_hat = 2 e / (n d) is at hand, and so are its sums.
+        """
+        d_x_hat = slopes.decoded.d_x_hat
+        n, d = d_x_hat.shape
         columns = dead.nonzero().squeeze(1)
-        theirs = pre.index_select(1, columns).requires_grad_()
-        rows = self.weights["W_dec"].detach().index_select(0, columns).requires_grad_()
-        everyone = torch.ones(len(columns), dtype=torch.bool)
-        k_aux = self.cfg.aux_latents(self._W_enc.shape[1])
-        loss = auxk_loss(theirs, rows, -slopes.decoded.error, everyone, k_aux)
-        d_pre, d_rows = torch.autograd.grad(self.cfg.auxk_coefficient * loss, (theirs, rows))
-        slopes.W_enc[columns] += d_pre.T @ centred[:, : self._W_enc.shape[1]]
-        slopes.W_dec[columns] += d_rows.bfloat16()
-        slopes.b_enc[columns] += d_pre.sum(0, dtype=torch.float32)
-        return loss.detach()
+        rows = self._copies["W_dec"].index_select(0, columns)
+        z = keep_topk(pre.index_select(1, columns), self.cfg.aux_latents(self._W_enc.shape[1]))
+        slope = torch.addmm(d_x_hat, z, rows, alpha=2 / (n * d))  # 2 (rebuilt - residual) / (n d)
+        means = slopes.decoded.d_bias.double() * (d / 2)
+        variance = float(slopes.decoded.squares.sum() / (n * d) - means.square().mean())
+        variance = max(variance, torch.finfo(torch.float32).tiny)
+        weight = self.cfg.auxk_coefficient / variance
+        d_pre = (slope @ rows.T).mul_(z > 0)
+        slopes.W_enc[columns] += weight * (d_pre.T @ centred[:, : self._W_enc.shape[1]])
+        slopes.W_dec[columns] += weight * (z.T @ slope)
+        slopes.b_enc[columns] += weight * d_pre.sum(0, dtype=torch.float32)
+        return torch.linalg.vector_norm(slope, dtype=torch.float32).square() * (n * d / 4 / variance)
 
     def _update(self, slopes: _Slopes, pull: Tensor | None, lr: float) -> None:
         W_dec, b_enc, b_dec = (self.weights[name].detach() for name in ("W_dec", "b_enc", "b_dec"))

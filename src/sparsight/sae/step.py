@@ -19,15 +19,15 @@ from sparsight.sae.schedule import lr_factor, sparsity_weight, threshold_momentu
 __all__ = ["CLOSED_FORM", "HostStep", "Moments", "TrainingStep", "has_closed_form"]
 
 CLOSED_FORM = ("relu", "topk", "batchtopk")
-"""Architectures whose step is also written without autograd, but for crosscoders."""
+"""Architectures whose step is also written without autograd; a crosscoder's on a CPU alone."""
 
 Moments = Mapping[str, Mapping[str, Tensor]]
 """Adam's exp_avg and exp_avg_sq, by the weights' names."""
 
 
-def has_closed_form(cfg: SAEConfig) -> bool:
-    """Whether this SAE's step is also written without autograd."""
-    return cfg.architecture in CLOSED_FORM and cfg.models == 1
+def has_closed_form(cfg: SAEConfig, kind: str) -> bool:
+    """Whether this SAE's step is also written without autograd for that kind of device, cpu or cuda."""
+    return cfg.architecture in CLOSED_FORM and (kind == "cpu" or cfg.models == 1)
 
 
 class TrainingStep(Protocol):

@@ -105,8 +105,6 @@ class Decoded(NamedTuple):
     """Its sum over rows."""
     d_values: Float32[Tensor, " entries"] | None
     """Gradient of each active latent; None where a product gives it."""
-    error: Float32[Tensor, "n d"] | None
-    """x_hat - target, where asked for."""
     squares: Float64[Tensor, " n"]
     """Squared error of each row."""
 
@@ -227,14 +225,13 @@ def decode(
     space: Workspace,
     *,
     penalty: Float32[Tensor, " F"] | None = None,
-    with_error: bool = False,
 ) -> Decoded:
     """Error of the sparse reconstruction, its gradients; `penalty` is added to the gradient of every positive value."""
     n, d = target.given.shape
-    out = _decoded(target, space, len(active.values), with_error)
+    out = _decoded(target, space, len(active.values))
     _call(
         "decode_rows", n, d, None, *active, W_dec, b_dec, target, _factor(target), penalty,
-        out.d_x_hat, out.d_bias, out.d_values, out.error, out.squares,
+        out.d_x_hat, out.d_bias, out.d_values, out.squares,
     )  # fmt: skip
     return out
 
@@ -242,10 +239,10 @@ def decode(
 def residual(x_hat: BFloat16[Tensor, "n d"], b_dec: Float32[Tensor, " d"], target: Rows, space: Workspace) -> Decoded:
     """The same from a dense reconstruction without its bias."""
     n, d = target.given.shape
-    out = _decoded(target, space, None, False)
+    out = _decoded(target, space, None)
     _call(
         "decode_rows", n, d, x_hat, None, None, None, None, b_dec, target, _factor(target), None,
-        out.d_x_hat, out.d_bias, None, out.error, out.squares,
+        out.d_x_hat, out.d_bias, None, out.squares,
     )  # fmt: skip
     return out
 
@@ -345,13 +342,12 @@ def _entries(space: Workspace, n: int) -> tuple[Tensor, Tensor]:
     return space.take("latents", n, dtype=torch.int32), space.take("values", n, dtype=torch.bfloat16)
 
 
-def _decoded(target: Rows, space: Workspace, n_entries: int | None, with_error: bool) -> Decoded:
+def _decoded(target: Rows, space: Workspace, n_entries: int | None) -> Decoded:
     n, d = target.given.shape
     return Decoded(
         space.take("d_x_hat", n, d, dtype=torch.bfloat16),
         torch.empty(d),
         None if n_entries is None else space.take("d_values", n_entries),
-        space.take("error", n, d) if with_error else None,
         torch.empty(n, dtype=torch.float64),
     )
 

@@ -29,12 +29,11 @@ void centre_rows(const rows_t *x, int64_t n, int64_t d, int64_t stride, const fl
 enum { CHUNK = 128 }; /* rows whose share of a sum over all rows is added up on its own, whoever does it */
 
 /* What a row's error gives: its gradient, and that gradient's share in its sum over rows. */
-static double finish_row(const float *row, int64_t d, float factor, bf16 *d_x_hat, float *d_bias, float *error) {
+static double finish_row(const float *row, int64_t d, float factor, bf16 *d_x_hat, float *d_bias) {
     for (int64_t c = 0; c < d; c++) {
         d_x_hat[c] = narrow(row[c] * factor);
         d_bias[c] += row[c] * factor;
     }
-    if (error) memcpy(error, row, d * sizeof(float));
     return dot(row, row, d);
 }
 
@@ -42,7 +41,7 @@ static double finish_row(const float *row, int64_t d, float factor, bf16 *d_x_ha
    pointer (`starts` of z). A row at a time, so that its decoder rows are fetched once for x_hat and the gradients of its latents. */
 void decode_rows(int64_t n, int64_t d, const bf16 *x_hat, const int64_t *starts, const int32_t *latents, const bf16 *values,
                  const bf16 *W_dec, const float *b_dec, const rows_t *target, float factor, const float *penalty,
-                 bf16 *d_x_hat, float *d_bias, float *d_values, float *error, double *squares) {
+                 bf16 *d_x_hat, float *d_bias, float *d_values, double *squares) {
     int64_t n_chunks = (n + CHUNK - 1) / CHUNK;
     float *parts = calloc(n_chunks * d, sizeof(float));
 #pragma omp parallel
@@ -57,7 +56,7 @@ void decode_rows(int64_t n, int64_t d, const bf16 *x_hat, const int64_t *starts,
                 if (x_hat)
                     for (int64_t c = 0; c < d; c++) row[c] += wide(x_hat[i * d + c]);
                 if (m) add_rows(row, d, d, m, latents + first, values + first, W_dec);
-                squares[i] = finish_row(row, d, factor, slope, parts + chunk * d, error ? error + i * d : 0);
+                squares[i] = finish_row(row, d, factor, slope, parts + chunk * d);
                 if (m) dots(d_values + first, slope, d, m, latents + first, W_dec);
                 for (int64_t e = first; e < first + m; e++)
                     d_values[e] = values[e] ? d_values[e] + (penalty ? penalty[latents[e]] : 0) : 0;
