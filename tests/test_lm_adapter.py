@@ -135,6 +135,23 @@ def test_half_an_adapter_lies_between(tmp_path: Path, model_folder: Path, batch:
     torch.testing.assert_close(logits, half.logits(batch), atol=1e-4, rtol=1e-4)
 
 
+def test_gradients_go_through_an_adapter_that_was_read_without(
+    tmp_path: Path, model_folder: Path, whole: LanguageModel, batch: TokenBatch
+) -> None:
+    write_adapter(tmp_path, base=str(model_folder))
+    module = AutoModelForCausalLM.from_pretrained(model_folder, dtype=torch.float32)
+    Adapter.read(tmp_path).fit(module).merge()
+    found = []
+    for model in (
+        whole.with_adapters({"tuned": Adapter.read(tmp_path)})["tuned"],
+        LanguageModel.from_module(module, whole.tokenizer),
+    ):
+        value = model.read(batch, ["layers.0.input", "layers.3"])["layers.0.input"]  # in inference mode, through all adapters
+        found.append(model.gradient(batch, "layers.0.input", value.clone(), lambda logits: logits.square().mean()))
+    torch.testing.assert_close(*found, atol=1e-5, rtol=1e-3)
+    assert float(found[0].norm()) > 0
+
+
 def test_merging_is_adding(tmp_path: Path, model_folder: Path, whole: LanguageModel, batch: TokenBatch) -> None:
     write_adapter(tmp_path, base=str(model_folder))
     adapter = Adapter.read(tmp_path)

@@ -47,10 +47,13 @@ class LowRankHook:
         output.addmm_(functional.linear(x, A), B.T)
 
     def _matrices(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        if self._cast is not None and self._cast[0].dtype == dtype:
-            return self._cast
+        if self._part.A.requires_grad:  # what is being learned is another matrix after each step
+            return self._made(dtype)
+        if self._cast is None or self._cast[0].dtype != dtype:
+            with torch.inference_mode(False), torch.no_grad():  # kept, and a later pass may want gradients through them
+                self._cast = self._made(dtype)
+        return self._cast
+
+    def _made(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         part = self._part
-        cast = part.A.to(dtype), (self._strength * part.scale * part.B).to(dtype)
-        if not part.A.requires_grad:  # what is being learned is another matrix after each step
-            self._cast = cast
-        return cast
+        return part.A.to(dtype), (self._strength * part.scale * part.B).to(dtype)
