@@ -146,7 +146,9 @@ def test_gradients_go_through_an_adapter_that_was_read_without(
         whole.with_adapters({"tuned": Adapter.read(tmp_path)})["tuned"],
         LanguageModel.from_module(module, whole.tokenizer),
     ):
-        value = model.read(batch, ["layers.0.input", "layers.3"])["layers.0.input"]  # in inference mode, through all adapters
+        value = model.read(batch, ["layers.0.input", "layers.3"])[
+            "layers.0.input"
+        ]  # in inference mode, through all adapters
         found.append(model.gradient(batch, "layers.0.input", value.clone(), lambda logits: logits.square().mean()))
     torch.testing.assert_close(*found, atol=1e-5, rtol=1e-3)
     assert float(found[0].norm()) > 0

@@ -115,6 +115,7 @@ class FusedStep(HostStep):
             bound = cpu.batch_bound(pre, len(pre) * self.cfg.k, 0.9 * running)
             active = cpu.select_at_least(pre, bound, self._space)
             if weights is not None:
+                assert active is not None  # there is no limit
                 active = active._replace(values=(active.values / weights[active.latents]).bfloat16())
             return active, bound
         limit = int(_SPARSE_SHARE * pre.numel())
