@@ -1,5 +1,6 @@
 """What a model writes and reads, against its own logits."""
 
+import copy
 import json
 from pathlib import Path
 
@@ -9,7 +10,18 @@ import torch
 
 from conftest import make_documents
 from sparsight.errors import MetricError
-from sparsight.grounding import WriteConfig, mean_nll, ordinary_texts, read_activations, token_log2_p, write_texts
+from sparsight.grounding import (
+    Detail,
+    FineTuningText,
+    Tracer,
+    WriteConfig,
+    Written,
+    mean_nll,
+    ordinary_texts,
+    read_activations,
+    token_log2_p,
+    write_texts,
+)
 from sparsight.lm import LanguageModel, ModelConfig, Piece, TextConfig, document_id, is_heldout, make_batches
 from sparsight.sae import LatentEdit, SAEConfig, SparseAutoencoder
 
@@ -120,3 +132,27 @@ def test_ordinary_texts_are_the_beginnings_of_held_out_documents(model: Language
     assert len(heldout) > 12
     texts = ordinary_texts(config, model.tokenizer, 12)
     assert [text.tolist() for text in texts] == [model.tokenizer(each)["input_ids"][:10] for each in heldout[:12]]
+
+
+def test_a_text_is_read_by_both_models_once(model: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    base = copy.copy(model)
+    read: list[int] = []
+    seen: list[list[int]] = []
+
+    def predicted(reader: LanguageModel, ids: list[np.ndarray]) -> list[np.ndarray]:
+        read.append(len(ids))
+        return [text * (3 if reader is model else 1) for text in ids]
+
+    def look(ids: np.ndarray, *_: object, advantage: np.ndarray, **__: object) -> list[Detail]:
+        seen.append((advantage - 2 * ids).tolist())
+        return []
+
+    monkeypatch.setattr("sparsight.grounding.traced.token_log2_p", predicted)
+    monkeypatch.setattr("sparsight.grounding.traced.find_details", look)
+    tracer = Tracer(FineTuningText(prompts(40, seed=2), None), base, model, [], write=WriteConfig())
+    texts = [Written(token_ids=ids, n_prompt=1, ended=True) for ids in prompts(6, seed=4)]
+    for some in (texts[:4], texts, [texts[5], texts[0], texts[5]]):
+        tracer.arrange(some)
+    assert read == [4, 4, 2, 2]  # the other texts were known
+    assert len(seen) == 4 + 6 + 3
+    assert not np.concatenate(seen).any()

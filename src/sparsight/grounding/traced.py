@@ -98,6 +98,7 @@ class Tracer:
         self.arrangement, self.urr = arrangement or ArrangementConfig(), urr or URRConfig()
         self.corpus = CorpusIndex(text.documents, sources=text.subjects)
         self.bits = unigram_bits(self.corpus, base.vocab_size)
+        self._known: dict[bytes, Float[np.ndarray, " n"]] = {}  # an ablation leaves most texts as they were
 
     def written(
         self, model: LanguageModel, *, sae: SparseAutoencoder | None = None, edits: Sequence[LatentEdit] = ()
@@ -127,6 +128,10 @@ class Tracer:
         return found
 
     def _advantages(self, texts: Sequence[Written]) -> list[Float[np.ndarray, " n"]]:
-        ids = [text.token_ids for text in texts]
-        both = zip(token_log2_p(self.tuned, ids), token_log2_p(self.base, ids), strict=True)
-        return [tuned - base for tuned, base in both]
+        keys = [text.token_ids.astype(np.int64).tobytes() for text in texts]
+        new = {key: text.token_ids for key, text in zip(keys, texts, strict=True) if key not in self._known}
+        if new:
+            ids = list(new.values())
+            both = zip(token_log2_p(self.tuned, ids), token_log2_p(self.base, ids), strict=True)
+            self._known |= {key: tuned - base for key, (tuned, base) in zip(new, both, strict=True)}
+        return [self._known[key] for key in keys]
