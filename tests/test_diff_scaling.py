@@ -126,6 +126,13 @@ def test_an_sae_against_the_other_models():
     assert scaling.same().tolist() == [False, True, False]
     assert scaling.present().tolist() == [True, True, False]
 
+    known = tuple(each.encode_sparse(x) for each, x in ((sae(E[:3]), own_x), (sae(E[1:2]), other_x)))
+    parts = list(zip(*(each.split(30) for each in batches[0]), strict=True))
+    from_known = scaled_sae(sae(E[:3]), sae(E[1:2]), parts, known).finish("own")
+    assert np.allclose(from_known.nu, scaling.nu, equal_nan=True)
+    with pytest.raises(MetricError, match="are not those of 30 rows"):
+        scaled_sae(sae(E[:3]), sae(E[1:2]), parts[:1], known)
+
 
 def test_what_cannot_be_scaled():
     with pytest.raises(MetricError, match="two models"):

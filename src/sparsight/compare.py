@@ -211,7 +211,8 @@ class _Comparing:
         """The two SAEs that were given, matched on held-out rows."""
         saes = self._given_saes()
         base, tuned = (Dictionary.of(sae, self.rows.of(role)) for role, sae in saes.items())
-        scaling = scaled_sae(saes["tuned"], saes["base"], self.rows.pairs("tuned", "base")).finish("own")
+        pairs, known = self.rows.pairs("tuned", "base"), (tuned.latents, base.latents)
+        scaling = scaled_sae(saes["tuned"], saes["base"], pairs, known).finish("own")
         found = given_findings(base, tuned, scaling, self.findings.folder)
         tokenizer = self.models["base"].tokenizer
         shown = side_by_side(saes["tuned"], found["furthest"], self.store, self.recipe.hook_point, tokenizer)

@@ -96,6 +96,7 @@ class ScalingSums:
             raise MetricError(f"Latent scaling takes the decoders of two models, of one shape; got {sorted(decoders)}.")
         self.models = tuple(decoders)
         rows = [torch.zeros_like(given[0]) if decoder is None else decoder for decoder in decoders.values()]
+        self._known = [decoder is not None for decoder in decoders.values()]
         self._rows = torch.stack(rows).double()
         self._units = functional.normalize(torch.stack(rows).float(), dim=2)
         self.n_tokens = 0
@@ -118,7 +119,11 @@ class ScalingSums:
         token, z, latent = active.nonzero()[:, 0], latents.values[active].float(), latents.indices[active].long()
         dense = len(z) > _DENSE_SHARE * len(active) * n_latents
         columns = [z.square()]
-        columns += [z * _dots(target, units, token, latent, dense) for target in targets for units in self._units]
+        columns += [
+            z * _dots(target, units, token, latent, dense) if known else torch.zeros_like(z)
+            for target in targets
+            for units, known in zip(self._units, self._known, strict=True)
+        ]
         cells = torch.from_numpy(places)[token.cpu()] * n_latents + latent.cpu()
         sums.index_add_(0, cells, torch.stack(columns, 1).cpu().double())
         table = sums.view(len(ids), n_latents, -1).transpose(1, 2).contiguous()
@@ -194,17 +199,28 @@ def scaled_sae(
     own: SparseAutoencoder,
     other: SparseAutoencoder,
     batches: Iterable[tuple[Int[Tensor, " n"], Float[Tensor, "n d"], Float[Tensor, "n d"]]],
+    latents: tuple[SparseLatents, SparseLatents] | None = None,
 ) -> ScalingSums:
     """The sums of one model's SAE against the other model and its SAE, as models "own" and "other".
 
-    `batches`: document ids, the own model's activations and the other's, on the same tokens.
+    `batches`: document ids, the own model's activations and the other's, on the same tokens. `latents`: both SAEs' on all these tokens in
+    their order, where they are known, as in `Dictionary.latents`.
     """
     sums = ScalingSums({"own": own.W_dec, "other": None})
     for document_ids, x_own, x_other in batches:
-        latents = own.encode_sparse(x_own)
-        rebuilt = {"own": _written(latents, own), "other": _written(other.encode_sparse(x_other), other)}
+        if latents is None:
+            mine, theirs = own.encode_sparse(x_own), other.encode_sparse(x_other)
+        else:
+            here = slice(sums.n_tokens, sums.n_tokens + len(x_own))
+            mine, theirs = (SparseLatents(*(each[here].to(x_own.device) for each in known)) for known in latents)
+        rebuilt = {"own": _written(mine, own), "other": _written(theirs, other)}
         errors = {"own": x_own - own.b_dec - rebuilt["own"], "other": x_other - other.b_dec - rebuilt["other"]}
-        sums.add(document_ids, latents, errors, rebuilt)
+        sums.add(document_ids, mine, errors, rebuilt)
+    if latents is not None and any(len(each.values) != sums.n_tokens for each in latents):
+        given = " and ".join(f"{len(each.values):,}" for each in latents)
+        raise MetricError(
+            f"Latents on {given} tokens are not those of {sums.n_tokens:,} rows. Give those of the same rows."
+        )
     return sums
 
 

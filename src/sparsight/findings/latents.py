@@ -110,7 +110,9 @@ class LatentFindings:
         for role, seeds in saes.items():
             other = "tuned" if role == "base" else "base"
             for seed, sae in enumerate(seeds):
-                self.scaling[f"{role}.{seed}"] = scaled_sae(sae, saes[other][0], rows.pairs(role, other)).finish("own")
+                known = self.dictionaries[role][seed].latents, self.dictionaries[other][0].latents
+                sums = scaled_sae(sae, saes[other][0], rows.pairs(role, other), known)
+                self.scaling[f"{role}.{seed}"] = sums.finish("own")
 
     def scale_crosscoder(self, name: str, crosscoder: SparseAutoencoder, rows: Iterable[tuple[Tensor, Tensor]]) -> None:
         """How many latents a crosscoder's norms call one model's own, and how many of them latent scaling leaves."""

@@ -6,7 +6,7 @@
     dense          2 passes a fine-tune on H; a covariance of the difference on the train rows
     dictionaries   every SAE at once, then the warm starts; a crosscoder's width is both models'
     labels         each dictionary's latents on the held-out rows; cosines and products of latents for every pair of dictionaries that is matched;
-                   latent scaling of the seeds and crosscoders, 8 dot products of an active latent, 64 d bytes each; an L1's as matrices
+                   latent scaling of the seeds, 4 dot products of an active latent, 64 d bytes each, and of the crosscoders, 8; an L1's as matrices
     closure        for the difference and the crosscoder: attribution, 2 passes and 4 of 2 with gradients; on H 2 passes, 6 bars, top, bottom
                    and 3 random sets of each size, 8 more by energy; 3 dense bars with the first; for tuned.0 the latents called changed, as by energy
     grounding      each model writes its texts, a pass over the weights a token of a batch, and base and tuned read all of them
@@ -167,20 +167,21 @@ class _Costing:
         """Of 2 given SAEs one pair is matched and one is scaled. All of it runs on the CPU."""
         chosen, n_tokens = self.recipe.dictionaries, self.recipe.activations.heldout_tokens
         n, n_null = chosen.seeds, chosen.null_seeds if len(self.recipe.roles) == 3 else 0
-        n_read, n_pairs, n_scaled = 2 * n + n_null, n * (2 * n - 1) + n_null * n + n_null * (n_null - 1) // 2, 2 * n
+        n_read, n_pairs = 2 * n + n_null, n * (2 * n - 1) + n_null * n + n_null * (n_null - 1) // 2
+        n_scaled, n_warm = n_read, len(self.recipe.roles)
         if self.recipe.saes:
-            n_read, n_pairs, n_scaled = 2, 1, 1
+            n_read, n_pairs, n_scaled, n_warm = 2, 1, 1, 0
         encode = 2.0 * self._d * chosen.n_latents
-        work.compute("forward", "float32", n_tokens * encode * (n_read + 2 * n_scaled))
+        work.compute("forward", "float32", n_tokens * encode * (n_read + n_warm))
         work.compute("forward", "float32", n_pairs * encode * chosen.n_latents)
         for _ in range(n_pairs):
             add_products(work, chosen.k, chosen.n_latents, n_tokens, "cpu")
         if self._has_crosscoders:
-            n_scaled += 1
+            n_scaled += 2  # of both models' directions
             work.compute(
                 "forward", "float32", n_tokens * encode * (6 + _DOTS)
             )  # encode both; the L1's latents are many
-        work.bytes_moved += n_scaled * n_tokens * chosen.k * float(_DOTS * _DOT_BYTES * self._d)
+        work.bytes_moved += n_scaled * n_tokens * chosen.k * float(_DOTS / 2 * _DOT_BYTES * self._d)
 
     @property
     def _has_crosscoders(self) -> bool:
