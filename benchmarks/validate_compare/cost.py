@@ -8,15 +8,14 @@ first: its seconds are those of the process that finished each step.
 """
 
 import json
-import re
 import resource
 import subprocess
 import sys
 import time
-from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+
+from machine import in_words, measured_on
 
 from sparsight.artifact import RunDir, read_json
 from sparsight.findings import Findings, as_text, headline
@@ -55,17 +54,10 @@ def measured(run: Path, largest: float, load: float) -> dict[str, Any]:
     """The record."""
     manifest, findings = read_json(RunDir(run).manifest), Findings(RunDir(run).comparison)
     seconds = {step: each["seconds"] for step, each in manifest["steps"].items()}
-    about = Path("/proc/cpuinfo").read_text()
-    processor = re.search(r"model name\s*: (.*)", about)
-    commit = ["git", "describe", "--always", "--dirty", "--exclude", "*"]
     return {
         "command": "make validate-cost",
-        "commit": subprocess.run(commit, capture_output=True, text=True, check=True).stdout.strip(),
-        "date": datetime.now(UTC).date().isoformat(),
-        "processor": processor[1] if processor else "",
-        "amx": "amx_bf16" in about,
+        **measured_on(),
         "load": load,
-        "torch": version("torch"),
         "tokens": manifest["activations"],
         "minutes": sum(seconds.values()) / 60,
         "gigabytes": largest / 1e9,
@@ -82,13 +74,12 @@ def markdown(record: dict[str, Any]) -> str:
         ["GB on disk, at most", f"<= {MOST_GIGABYTES}", f"{record['gigabytes']:.1f}"],
         ["GB of memory, at most", "", f"{record['memory_gigabytes']:.1f}"],
     ]
-    amx = "with" if record["amx"] else "without"
     return (
         "\n\n".join(
             [
                 "# What a comparison on 2M tokens costs, SmolLM2-135M",
-                f"`make validate-cost`, commit {record['commit']}, {record['date']}; {record['processor']}, {amx} AMX, 2 threads, load "
-                f"{record['load']:.1f} at the start; torch {record['torch']}. The recipe is benchmarks/validate_compare/cost.toml: 1.9M tokens to "
+                f"`make validate-cost`, {in_words(record)}, load {record['load']:.1f} at the start. The recipe is "
+                "benchmarks/validate_compare/cost.toml: 1.9M tokens to "
                 "train on, 0.1M held out, three models, five seeds of each, the null fine-tune made by the tool, no grounding.",
                 as_text((["", "target", "measured"], rows)),
                 "Seconds: " + ", ".join(f"{step} {seconds:.0f}" for step, seconds in record["seconds"].items()) + ".",

@@ -9,13 +9,12 @@ the difference is trained at several depths, and its 50 top latents by attributi
 """
 
 import json
-import subprocess
 import sys
 from dataclasses import replace
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from machine import measured_on
 from real import SET, interval
 
 from sparsight.activations import ActivationStore, PairedModels, StoreSource, paired_hook_points
@@ -97,10 +96,7 @@ def main() -> None:
     """Measures and writes the record."""
     run = RunDir(sys.argv[1] if len(sys.argv) > 1 else "runs/false-facts")
     found = measured(run, run.path.with_name(run.path.name + "-depth"))
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True)
-    RECORD.write_text(
-        json.dumps({"commit": commit.stdout.strip(), "torch": version("torch"), "depths": found}, indent=2) + "\n"
-    )
+    RECORD.write_text(json.dumps(measured_on() | {"depths": found}, indent=2) + "\n")
     RECORD.with_suffix(".md").write_text(markdown(found))
     print(markdown(found))
 

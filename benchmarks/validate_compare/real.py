@@ -8,12 +8,11 @@ nothing did, what the models write, and what it cost in time and disk.
 """
 
 import json
-import platform
-import subprocess
 import sys
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+
+from machine import in_words, measured_on
 
 from sparsight.artifact import RunDir, read_json
 from sparsight.findings import Findings, as_text, headline, naive_table
@@ -60,6 +59,7 @@ def markdown(found: dict[str, Any]) -> str:
     ]
     parts = [
         "# A LoRA on invented biographies, SmolLM2-135M",
+        f"`make false-facts`, {in_words(found)}.",
         as_text((["", "target", "measured"], targets)),
         headline(steps["labels"]),
         as_text(naive_table(steps["labels"])),
@@ -85,12 +85,11 @@ def interval(estimate: dict[str, Any]) -> str:
 def main() -> None:
     """Reads the run that is named, and writes the record."""
     found = measured(Path(sys.argv[1] if len(sys.argv) > 1 else "runs/false-facts"))
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True)
+    about = measured_on()
     kept = {key: value for key, value in found.items() if key != "steps"}
-    about = {"commit": commit.stdout.strip(), "torch": version("torch"), "hardware": platform.machine()}
     RECORD.write_text(json.dumps(about | kept, indent=2) + "\n")
-    RECORD.with_suffix(".md").write_text(markdown(found))
-    print(markdown(found))
+    RECORD.with_suffix(".md").write_text(markdown(about | found))
+    print(markdown(about | found))
 
 
 if __name__ == "__main__":
