@@ -220,6 +220,38 @@ def keep(got: dict) -> object:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("name", ["layers.2", "layers.2.input", "layers.2.mlp"])
+def test_logits_of_a_given_activation_are_those_of_a_replaced_one(family, name):
+    model = LanguageModel.from_module(tiny_model(family), TOKENIZER)
+    value = torch.randn(*IDS.shape, model.width(name), generator=torch.Generator().manual_seed(0))
+    expected = model.logits(BATCH, replace={name: lambda _: value})
+    assert torch.equal(model.logits_given(BATCH, name, value), expected)
+    calls: list[str] = []
+    for layer in (1, 2, 3):
+        module = HookPoint.parse(f"layers.{layer}.mlp").resolve(model._module)
+        module.register_forward_hook(lambda *_, layer=layer: calls.append(layer))
+    assert torch.equal(model.logits_given(BATCH, name, value), expected)
+    needed = {"layers.2": [3], "layers.2.input": [2, 3], "layers.2.mlp": [1, 2, 3]}
+    assert calls == needed[name]
+    assert torch.equal(model.logits(BATCH, replace={name: lambda _: value}), expected)
+    assert not any("forward" in vars(module) for module in model._module.modules())
+    with pytest.raises(ModelError):
+        model.logits_given(BATCH, name, value[..., 1:])
+
+
+def test_blocks_that_later_ones_ask_for_are_not_left_out():
+    model = LanguageModel.from_module(tiny_model("llama"), TOKENIZER)
+    kept: list[torch.Tensor] = []
+    first, last = (HookPoint.parse(name).resolve(model._module) for name in ("layers.0.mlp", "layers.3"))
+    model._module.register_forward_pre_hook(lambda module, args: kept.clear())
+    first.register_forward_hook(lambda module, args, output: kept.append(output))
+    last.register_forward_hook(lambda module, args, output: output + kept.pop())
+    value = torch.randn(*IDS.shape, model.width("layers.2"), generator=torch.Generator().manual_seed(0))
+    expected = model.logits(BATCH, replace={"layers.2": lambda _: value})
+    assert torch.equal(model.logits_given(BATCH, "layers.2", value), expected)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("name", ["layers.2", "layers.2.mlp", "layers.2.input", "layers.2.mlp.input"])
 def test_boosted_logits_are_those_of_replaced_activations(family, name):
     model = LanguageModel.from_module(tiny_model(family), TOKENIZER)

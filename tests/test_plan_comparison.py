@@ -164,7 +164,7 @@ N_TOKENS, CONTEXT, POINT = 480, 48, "layers.1"
 SMALL = (
     "base.dtype=float32", f"activations.hook_points=['{POINT}']", f"activations.n_tokens={N_TOKENS}", f"text.context_tokens={CONTEXT}",
     "dictionaries.n_latents=64", "dictionaries.crosscoders=false", "closure.layers=3", "closure.sizes=[2,5,9,14]",
-    f"closure.heldout_tokens={N_TOKENS}", f"closure.attributed_tokens={N_TOKENS}",
+    f"closure.heldout_tokens={N_TOKENS}", f"closure.attributed_tokens={N_TOKENS}", "closure.forward_tokens=240",
 )  # fmt: skip
 
 
@@ -221,6 +221,7 @@ class Counting(TorchDispatchMode):
 
 
 def counted(run: Callable[[], object]) -> float:
+    run()  # what is found out once about where a pass can begin is not what a study costs
     with Counting() as counting:
         run()
     return counting.total
@@ -229,7 +230,7 @@ def counted(run: Callable[[], object]) -> float:
 def test_where_takes_as_many_passes_as_the_plan_says(tiny: Plan, models: dict[str, LanguageModel], text: SpliceText):
     points = ["layers.0", "layers.2", "layers.3", POINT]
     found = counted(lambda: layer_findings(models, text, points, 240))
-    assert tiny.fit.cost.work["where"].flops["hooked", "float32"] / PADDING == pytest.approx(found, rel=0.06)
+    assert sum(tiny.fit.cost.work["where"].flops.values()) / PADDING == pytest.approx(found, rel=0.06)
 
 
 def test_closure_takes_as_many_passes_as_the_plan_says(tiny: Plan, models: dict[str, LanguageModel], text: SpliceText):

@@ -91,7 +91,8 @@ class _Comparing:
         _log.info("capture ...")
         with self.manifest.timed("capture"):
             self.manifest.record(models=self._captured().model, activations=self.store.counts)
-        points, options = self._layers(), self.recipe.closure
+        options = self.recipe.closure
+        points = options.layers_of(self.models["base"].n_layers, self.recipe.hook_point)
         self._step("where", lambda: layer_findings(self.models, self.text, points, options.forward_tokens))
         self._step("dense", self._dense)
         if self.recipe.saes:
@@ -168,12 +169,6 @@ class _Comparing:
         return collect_activations(
             PairedModels(self.models), text, capture, self.run.activations, seed=self.recipe.seed
         )
-
-    def _layers(self) -> list[str]:
-        """Layers evenly spaced, and the hook point."""
-        n, last = self.recipe.closure.layers, self.models["base"].n_layers - 1
-        layers = sorted({round(i * last / max(1, n - 1)) for i in range(n)})
-        return list(dict.fromkeys([*(f"layers.{layer}" for layer in layers), self.recipe.hook_point]))
 
     def _dense(self) -> dict[str, Any]:
         rows = {role: lambda role=role: self.rows.differences(role) for role in self.recipe.roles[1:]}

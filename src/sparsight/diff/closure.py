@@ -168,7 +168,7 @@ def measure_closure(
         for name, rows in patches(h_base[where].float(), h_tuned[where].float()):
             patched = h_base.clone()
             patched[where] = rows.to(patched)
-            logits = tuned.logits(batch, replace={hook_point: _put(patched)})
+            logits = tuned.logits_given(batch, hook_point, patched)
             columns[f"kl_{name}"] = token_kl(p_tuned, logits[scored])
             del logits
         sums = sums or DocumentSums(list(columns))
@@ -284,7 +284,3 @@ def _latent_patches(code: DifferenceCode, sets: Mapping[str, np.ndarray], dense:
             yield from dense(h_base, h_tuned)
 
     return patches
-
-
-def _put(value: Tensor) -> Callable[[Tensor], Tensor]:
-    return lambda _: value

@@ -104,7 +104,7 @@ def layer_closure(
         columns = {"kl_base": token_kl(p_tuned, p_base[scored])}
         for name in hook_points:
             for side, model, given in (("below", base, after[name]), ("above", tuned, before[name])):
-                logits = model.logits(batch, replace={name: _constant(given)})
+                logits = model.logits_given(batch, name, given)
                 columns[f"kl_{side}_{name}"] = token_kl(p_tuned, logits[scored])
                 del logits
         sums.add(batch.document_ids[batch.mask], columns)
@@ -135,10 +135,6 @@ def run_both(model: LanguageModel, batch: Any, hook_points: Sequence[str]) -> tu
 def _usual(rows: Float[Tensor, "n d"], multiple: float) -> Bool[Tensor, " n"]:
     norms = torch.linalg.vector_norm(rows, dim=1)
     return norms <= multiple * norms.median() if multiple and len(rows) else norms >= 0
-
-
-def _constant(value: Tensor) -> Callable[[Tensor], Tensor]:
-    return lambda _: value
 
 
 def _root(squares: Estimate) -> Estimate:

@@ -115,12 +115,15 @@ class ModelGeometry:
         """Of the cut model: embedding and blocks up to the deepest hook point."""
         return self.embedding_parameters + sum(self.block_parameters[: self.n_layers_read])
 
-    def forward_flops(self, context_tokens: int, *, whole: bool = False) -> float:
-        """FLOPs per token of a forward pass: of the cut model, or of the whole one with its head."""
-        n = self.n_layers if whole else self.n_layers_read
-        attention = context_tokens * sum(self.attention_flops[:n]) + sum(self.recurrence_flops[:n])
+    def forward_flops(self, context_tokens: int, *, whole: bool = False, given: str = "") -> float:
+        """FLOPs per token of a forward pass: of the cut model, or of the whole one with its head; from `given` on, a hook point, where the pass can
+        begin there."""
+        some = slice(
+            HookPoint.parse(given).first_needed if given else 0, self.n_layers if whole else self.n_layers_read
+        )
+        attention = context_tokens * sum(self.attention_flops[some]) + sum(self.recurrence_flops[some])
         head = 2 * self.d_model * self.vocab_size if whole else 0
-        return float(sum(self.block_flops[:n]) + attention + head)
+        return float(sum(self.block_flops[some]) + attention + head)
 
 
 def read_geometry(config: ModelConfig, hook_points: Sequence[str] = ()) -> ModelGeometry:

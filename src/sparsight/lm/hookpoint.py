@@ -89,6 +89,11 @@ class HookPoint:
             raise self._unknown(near, len(trunk.blocks))
         return names[self.module]
 
+    @property
+    def first_needed(self) -> int:
+        """The first block whose work still counts when the activation here is given: 0 within a block, where the rest of it goes on beside."""
+        return 0 if self.layer is None or self.module else self.layer + (not self.reads_input)
+
     def check_layer(self, n_layers: int) -> None:
         """Raises HookPointError when the layer is not among `n_layers`."""
         if self.layer is not None and self.layer >= n_layers:

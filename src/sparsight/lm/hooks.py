@@ -5,7 +5,7 @@ argument it is given, or `hidden_states`. Registering costs microseconds a call,
 between calls.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from sparsight.errors import ModelError
 from sparsight.lm.hookpoint import HookPoint
 
-__all__ = ["StopForward", "hooked"]
+__all__ = ["StopForward", "hooked", "skipped"]
 
 
 class StopForward(Exception):
@@ -40,6 +40,26 @@ def hooked(model: nn.Module, actions: Mapping[str, Callable[[Tensor], Tensor | N
     finally:
         for handle in handles:
             handle.remove()
+
+
+@contextmanager
+def skipped(blocks: Sequence[nn.Module]) -> Iterator[None]:
+    """These modules hand on what they are given, for whoever replaces what the last of them gives."""
+    own = [vars(block).get("forward") for block in blocks]
+    try:
+        for block in blocks:
+            block.forward = _hand_on
+        yield
+    finally:
+        for block, forward in zip(blocks, own, strict=True):
+            if forward is None:
+                vars(block).pop("forward", None)
+            else:
+                block.forward = forward
+
+
+def _hand_on(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    return hidden_states
 
 
 def _on_output(action: Callable[[Tensor], Tensor | None]) -> Callable[..., Any]:

@@ -25,7 +25,7 @@ from sparsight.lm.compiled import compile_blocks
 from sparsight.lm.config import ModelConfig
 from sparsight.lm.fused import fuse
 from sparsight.lm.hookpoint import HookPoint, find_trunk
-from sparsight.lm.hooks import StopForward, hooked
+from sparsight.lm.hooks import StopForward, hooked, skipped
 from sparsight.lm.load import load_model
 
 __all__ = ["LanguageModel"]
@@ -71,6 +71,7 @@ class LanguageModel:
     ):
         self._module = module.eval()
         self._widths: dict[str, int] = {}
+        self._can_begin: dict[str, bool] = {}
         self._adapters: tuple[tuple[AdapterHooks, float], ...] = ()
         self.tokenizer = tokenizer
         self.config = config
@@ -185,6 +186,17 @@ class LanguageModel:
             return self._forward(batch.input_ids).logits
 
     @torch.inference_mode()
+    def logits_given(
+        self, batch: TokenBatch, hook_point: str, value: Float[Tensor, "rows positions d"]
+    ) -> Float[Tensor, "rows positions vocab"]:
+        """Next-token logits with `value` in the place of the activation at the hook point, in the model's dtype.
+
+        At a block's output or input the blocks before it are left out, where that gives the same. Raises ModelError as `logits` does.
+        """
+        self._require_head()
+        return self._logits_given(batch.input_ids, hook_point, value, self._not_needed(hook_point))
+
+    @torch.inference_mode()
     def boosted_logits(
         self, input_ids: Int[Tensor, " positions"], hook_point: str, boosts: Float[Tensor, "n d"]
     ) -> Float[Tensor, "n vocab"]:
@@ -229,11 +241,11 @@ class LanguageModel:
         Raises ModelError on a truncated model, or when `value` has another shape.
         """
         self._require_head()
+        with torch.inference_mode():
+            left_out = self._not_needed(hook_point)
         with torch.inference_mode(False), torch.enable_grad():
             leaf = value.clone().requires_grad_()
-            with hooked(self._module, {hook_point: _replacer(hook_point, lambda _: leaf)}):
-                total = loss(self._forward(batch.input_ids).logits)
-            return torch.autograd.grad(total, leaf)[0]
+            return torch.autograd.grad(loss(self._logits_given(batch.input_ids, hook_point, leaf, left_out)), leaf)[0]
 
     def next_logits(
         self,
@@ -335,6 +347,24 @@ class LanguageModel:
             for hooks, strength in self._adapters:
                 adapted.enter_context(hooks.applied(strength))
             return self._module(input_ids=input_ids.to(self.device, non_blocking=True), use_cache=use_cache, **more)
+
+    def _logits_given(self, input_ids: Tensor, hook_point: str, value: Tensor, left_out: Sequence[nn.Module]) -> Tensor:
+        with skipped(left_out), hooked(self._module, {hook_point: _replacer(hook_point, lambda _: value)}):
+            return self._forward(input_ids).logits
+
+    def _not_needed(self, hook_point: str) -> list[nn.Module]:
+        """The blocks whose work is lost when the activation there is given; none, where leaving them out changes logits."""
+        blocks = list(find_trunk(self._module).blocks)[: HookPoint.parse(hook_point).first_needed]
+        if blocks and hook_point not in self._can_begin:
+            ids = self._check_ids()
+            value = self._read(ids, [hook_point])[hook_point].flip(1)  # not what the blocks would give
+            try:
+                short = self._logits_given(ids, hook_point, value, blocks)
+            except (AttributeError, IndexError, RuntimeError, TypeError, ValueError):
+                short = None
+            whole = self._logits_given(ids, hook_point, value, [])
+            self._can_begin[hook_point] = short is not None and torch.equal(short, whole)
+        return blocks if self._can_begin.get(hook_point) else []
 
     def _checked_activation(self, name: str, ids: Tensor) -> Float[Tensor, "rows positions d"]:
         values: list[Tensor] = []

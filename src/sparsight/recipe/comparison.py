@@ -60,6 +60,11 @@ class ClosureConfig:
     forward_tokens: int = 1024
     """Tokens in one forward pass of a whole model."""
 
+    def layers_of(self, n_layers: int, hook_point: str) -> list[str]:
+        """Where the change is measured in a model of so many blocks: layers evenly spaced, and the hook point."""
+        spaced = sorted({round(i * (n_layers - 1) / max(1, self.layers - 1)) for i in range(self.layers)})
+        return list(dict.fromkeys([*(f"layers.{layer}" for layer in spaced), hook_point]))
+
 
 @dataclass(frozen=True, kw_only=True)
 class WritingConfig:

@@ -2,13 +2,14 @@
 
     null           forward and backward through frozen weights, 2 forward passes of the whole model a token; where it is to be made
     capture        a forward pass of the cut model for each model and token
-    where          whole models on H: 2 passes a fine-tune, 2, and 2 for each layer and the hook point
+    where          whole models on H: 2 passes a fine-tune, 2, and 2 from each layer and the hook point on; CKA's products
     dense          2 passes a fine-tune on H; a covariance of the difference on the train rows
     dictionaries   every SAE at once, then the warm starts; a crosscoder's width is both models'
     labels         each dictionary's latents on the held-out rows; cosines and products of latents for every pair of dictionaries that is matched;
                    latent scaling of the seeds, 4 dot products of an active latent, 64 d bytes each, and of the crosscoders, 8; an L1's as matrices
-    closure        for the difference and the crosscoder: attribution, 2 passes and 4 of 2 with gradients; on H 2 passes, 6 bars, top, bottom
-                   and 3 random sets of each size, 8 more by energy; 3 dense bars with the first; for tuned.0 the latents called changed, as by energy
+    closure        for the difference and the crosscoder: attribution, 2 passes and 4 of 2 with gradients; on H 2 passes, and from the hook point
+                   on 6 bars, top, bottom and 3 random sets of each size, 8 more by energy; 3 dense bars with the first; for tuned.0 the
+                   latents called changed, as by energy
     grounding      each model writes its texts, a pass over the weights a token of a batch, and base and tuned read all of them
     telling        the same of the tuned model's texts again, without the latents that tell and without each control; nothing where none tells
     models         an adapter's weights are its base's; any other fine-tune has a memory of its own. They stay to the end
@@ -123,6 +124,10 @@ class _Costing:
         """FLOPs of a forward pass of a whole model, a token."""
         return self.geometry.forward_flops(self.recipe.text.context_tokens, whole=True) * PADDING
 
+    def _from(self, hook_point: str) -> float:
+        """The same of one that begins at the hook point."""
+        return self.geometry.forward_flops(self.recipe.text.context_tokens, whole=True, given=hook_point) * PADDING
+
     def _work(self) -> dict[str, Work]:
         recipe, dtype = self.recipe, self.recipe.base.dtype
         capture, options, n_fine_tunes = recipe.activations, recipe.closure, len(recipe.roles) - 1
@@ -139,14 +144,17 @@ class _Costing:
         n_captured = capture.n_tokens + capture.heldout_tokens
         cut = self.geometry.forward_flops(recipe.text.context_tokens) * PADDING
         stage("capture", n_captured * len(recipe.roles) * cut, "forward").bytes_written = n_captured * self._token_bytes
-        points = options.layers + 1
-        stage("where", options.heldout_tokens * (2 * n_fine_tunes + 2 + 2 * points) * self._whole)
+        points = options.layers_of(self.geometry.n_layers, recipe.hook_point)
+        passes = (2 * n_fine_tunes + 2) * self._whole + sum(2 * self._from(name) for name in points)
+        alike = n_fine_tunes * len(points) * 4.0 * options.forward_tokens * self._d  # CKA's products of rows with rows
+        where = stage("where", options.heldout_tokens * passes)
+        where.compute("forward", "float32", options.heldout_tokens * alike)
         dense = stage("dense", options.heldout_tokens * 2 * n_fine_tunes * self._whole)
         dense.compute("forward", "float32", 2.0 * n_fine_tunes * capture.n_tokens * self._d**2)
         if recipe.trained:
             found["dictionaries"] = self._training()
         self._labels(stage("labels", 0.0))
-        self._closure(stage("closure", self._closure_passes() * self._whole))
+        self._closure(stage("closure", self._closure_flops()))
         if recipe.fine_tuning is not None:
             self._grounding(stage("grounding", 0.0), len(recipe.roles))
             if recipe.trained:
@@ -191,14 +199,16 @@ class _Costing:
     def _n_codes(self) -> int:
         return 2 if self._has_crosscoders else 1
 
-    def _closure_passes(self) -> float:
-        """Passes of the whole model, times tokens."""
-        options = self.recipe.closure
-        attribution = options.attributed_tokens * (2 + 2 * _GRADIENT_STEPS)
+    def _closure_flops(self) -> float:
+        """Of the models: whole passes, and those that begin with what is put in."""
+        options, upper = self.recipe.closure, self._from(self.recipe.hook_point)
+        attribution = options.attributed_tokens * 2 * (self._whole + _GRADIENT_STEPS * upper)
         sets = (2 + _RANDOM_SETS) * len(options.sizes)
-        curve, named = (options.heldout_tokens * (2 + _BARS + more + _NAMED_SET) for more in (sets, 0))
+        curve, named = (
+            options.heldout_tokens * (2 * self._whole + (_BARS + more + _NAMED_SET) * upper) for more in (sets, 0)
+        )
         changed = attribution + named if self.recipe.trained else 0
-        return self._n_codes * (attribution + curve) + changed + options.heldout_tokens * _DENSE_BARS
+        return self._n_codes * (attribution + curve) + changed + options.heldout_tokens * _DENSE_BARS * upper
 
     def _closure(self, work: Work) -> None:
         """Energy of every latent on the train rows, for each code; and the difference's components."""
