@@ -56,7 +56,7 @@ class ClosureConfig:
     attributed_tokens: int = 1600
     """Tokens of the train split on which latents are ranked by what they do to the predictions."""
     layers: int = 5
-    """Layers at which the change is measured, evenly spaced; closure at each of them takes four forward passes."""
+    """Layers at which the change is measured, evenly spaced; closure at each of them takes two forward passes from there on."""
     forward_tokens: int = 1024
     """Tokens in one forward pass of a whole model."""
 

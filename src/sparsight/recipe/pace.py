@@ -11,7 +11,7 @@
                     that were right with AMX (2.8 TFLOP/s of bfloat16, 0.37 of float32) said four times too much without (0.41 and 0.18):
 
       forward       0.3     SmolLM2-135M cut at layer 15 ran at 0.29 of the rate with AMX, one thread; at 0.65 without, two of three with adapters
-      hooked        0.95    whole models that are read, patched or written with, adapters on: no fused blocks, each token's logits in float32
+      hooked        0.95    whole models that are read, patched or written with, logits in float32; found when adapters left the fused blocks
       tuned         2.8     a LoRA's steps, its matrices in float32: 0.085 TFLOP/s on both
       autograd      0.6     jumprelu, gated and matryoshka steps; more where [n, F] is larger
       fused         0.09    the encoder's product runs at 0.9 to 1.1 of the rate, a dense relu's gradients of weights at 0.5; what a step moves
@@ -19,7 +19,8 @@
 
     disk            0.5 GB/s, a SATA SSD
 
-Chosen on two processors; docs/log.md holds it against what was measured.
+Chosen on two processors; docs/log.md holds it against what was measured. `forward` and `hooked` say too much since adapters stay in the fused blocks;
+they wait for a whole measurement.
 """
 
 from sparsight.artifact.devices import Device

@@ -1,4 +1,4 @@
-"""The training step of relu, topk and batchtopk on a CPU, in closed form: no autograd, one pass over each weight.
+"""The training step of relu, topk and batchtopk, and of their crosscoders, on a CPU, in closed form: no autograd, one pass over each weight.
 
     pre = bf16((x - centre) W_enc + b_enc)      z = select(pre)           e = z W_dec + b_dec - target
     d_x_hat = 2 e / (n d)                       d_z = [z > 0] (d_x_hat W_dec^T + penalty)
