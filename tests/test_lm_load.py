@@ -131,7 +131,7 @@ def test_truncated_model_equals_the_full_one_bit_for_bit(family, dtype, tmp_path
     full = type(tiny).from_pretrained(tmp_path, dtype=getattr(torch, dtype))
     names = ["layers.1", "layers.2.mlp"]
     model = LanguageModel.load(local(tmp_path, dtype), hook_points=names)
-    read = model._read(IDS, names)
+    read = model._passes.read(IDS, names)
     assert torch.equal(read["layers.1"], output_at(full, path_in_full(family, 1, ""), IDS))
     assert torch.equal(read["layers.2.mlp"], output_at(full, path_in_full(family, 2, "mlp"), IDS))
     assert model.n_layers == 3
@@ -147,7 +147,7 @@ def test_model_whose_blocks_depend_on_their_number_is_read_whole(tmp_path):
     full = hf.Gemma3nForCausalLM(config).eval()
     save(full, tmp_path)
     model = LanguageModel.load(local(tmp_path), hook_points=["layers.1.mlp"])
-    read = model._read(IDS, ["layers.1.mlp"])["layers.1.mlp"]
+    read = model._passes.read(IDS, ["layers.1.mlp"])["layers.1.mlp"]
     assert torch.equal(read, output_at(full, "model.layers.1.mlp", IDS))
     assert model.n_layers == N_LAYERS
 
@@ -159,7 +159,7 @@ def test_whole_text_model_gives_the_full_models_logits(family, tmp_path):
     model = LanguageModel.load(local(tmp_path))
     with torch.inference_mode():
         expected = full(input_ids=IDS, use_cache=False).logits
-        assert torch.equal(model._forward(IDS).logits, expected)
+        assert torch.equal(model._passes.forward(IDS).logits, expected)
     assert not any("vis" in name for name, _ in model._module.named_modules())
 
 
@@ -198,7 +198,7 @@ def test_checkpoint_of_a_bare_trunk_loads(tmp_path):
     save(full.model, tmp_path)
     assert "layers.0.mlp.up_proj.weight" in load_file(tmp_path / "model.safetensors")
     model = LanguageModel.load(local(tmp_path), hook_points=["layers.1"])
-    assert torch.equal(model._read(IDS, ["layers.1"])["layers.1"], output_at(full, "model.layers.1", IDS))
+    assert torch.equal(model._passes.read(IDS, ["layers.1"])["layers.1"], output_at(full, "model.layers.1", IDS))
 
 
 def test_tied_head_is_found_in_the_embedding(tmp_path):
@@ -208,7 +208,7 @@ def test_tied_head_is_found_in_the_embedding(tmp_path):
     assert "lm_head.weight" not in load_file(tmp_path / "model.safetensors")
     model = LanguageModel.load(local(tmp_path))
     with torch.inference_mode():
-        assert torch.equal(model._forward(IDS).logits, full(input_ids=IDS).logits)
+        assert torch.equal(model._passes.forward(IDS).logits, full(input_ids=IDS).logits)
 
 
 def test_missing_tensor_is_an_error_that_names_it(tmp_path):

@@ -1,15 +1,13 @@
 """A language model to be looked into: read activations, replace them, ask what a direction writes to the vocabulary.
 
-Plain PyTorch hooks on the module that a hook point names; nothing stands between them and Transformers. Hooks live for
-one call and are gone after it, also when it raises. `read` stops the forward pass as soon as every hook point has been
-seen: what comes after costs nothing. No attention mask is passed: padding is on the right, where a causal model cannot
-see it; the self-check at load verifies just that.
+`read` stops the forward pass as soon as every hook point has been seen, and `logits_given` begins it at the one that is given, where the model allows
+it: what lies beyond costs nothing.
 """
 
 import copy
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import suppress
 from functools import partial
 from typing import Any, cast
 
@@ -19,26 +17,19 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from sparsight.errors import HookPointError, ModelError
-from sparsight.lm.adapter import Adapter, AdapterHooks, combined_identity, identity_of
+from sparsight.lm.adapter import Adapter, combined_identity, identity_of
 from sparsight.lm.batches import TokenBatch
 from sparsight.lm.compiled import compile_blocks
 from sparsight.lm.config import ModelConfig
 from sparsight.lm.fused import fuse
+from sparsight.lm.head import has_head, unembed
 from sparsight.lm.hookpoint import HookPoint, find_trunk
-from sparsight.lm.hooks import StopForward, hooked, skipped
+from sparsight.lm.hooks import hooked
 from sparsight.lm.load import load_model
+from sparsight.lm.passes import Passes
+from sparsight.lm.selfcheck import LEAK_TOLERANCE, SelfCheck, check_ids
 
 __all__ = ["LanguageModel"]
-
-_CHECK_TEXT = "The cat sat on the mat, and then it said: 3 + 4 = 7, while (x > 0) { return; } Why?"
-_CHECK_TOKENS = 24
-_LEAK_TOLERANCE = {
-    torch.float32: 1e-4,
-    torch.float16: 0.02,
-    torch.bfloat16: 0.1,
-}  # relative; other shapes round otherwise
-_FINAL_NORMS = ("norm", "ln_f", "final_layer_norm", "final_layernorm", "norm_f")
-_VOCAB_CHUNK = 16384
 
 
 class LanguageModel:
@@ -70,9 +61,6 @@ class LanguageModel:
         provenance: dict[str, Any],
     ):
         self._module = module.eval()
-        self._widths: dict[str, int] = {}
-        self._can_begin: dict[str, bool] = {}
-        self._adapters: tuple[tuple[AdapterHooks, float], ...] = ()
         self.tokenizer = tokenizer
         self.config = config
         self.provenance = provenance
@@ -84,6 +72,8 @@ class LanguageModel:
         self.pad_id = next(id for id in ids if isinstance(id, int))
         self.special_ids = frozenset(tokenizer.all_special_ids)
         self.stop_ids = _stop_ids(module, tokenizer)
+        self._passes = Passes(module=module, name=config.id, device=self.device)
+        self._checked = SelfCheck(passes=self._passes, ids=check_ids(tokenizer, config.id), dtype=self.dtype)
 
     @classmethod
     def load(cls, config: ModelConfig, *, hook_points: Sequence[str] | None = None) -> "LanguageModel":
@@ -97,10 +87,10 @@ class LanguageModel:
             raise HookPointError("No hook point was given. Expected at least one, such as layers.16.mlp.")
         loaded = load_model(config, points)
         model = cls(loaded.module, loaded.tokenizer, config, loaded.provenance)
-        model.provenance["fused"] = fuse(loaded.module, lambda: model._forward(model._check_ids()))
+        model.provenance["fused"] = fuse(loaded.module, lambda: model._passes.forward(model._checked.ids))
         model.self_check(hook_points or [])
         if hook_points and config.compile == "layers":
-            tolerance, check = _LEAK_TOLERANCE[model.dtype], partial(model._read, model._check_ids(), hook_points)
+            check, tolerance = partial(model._passes.read, model._checked.ids, hook_points), LEAK_TOLERANCE[model.dtype]
             model.provenance["compile"] = compile_blocks(loaded.module, check, largest_difference=tolerance)
         return model
 
@@ -129,7 +119,7 @@ class LanguageModel:
         models = {}
         for name in ("base", *adapters):
             model = models[name] = copy.copy(self)
-            model._adapters = tuple((each, float(other == name)) for other, each in hooks.items())
+            strengths = tuple((each, float(other == name)) for other, each in hooks.items())
             if name != "base":
                 adapter, base = adapters[name], identity_of(self.provenance)
                 model.config = dataclasses.replace(self.config, id=f"{self.config.id} + {adapter.name}")
@@ -138,6 +128,8 @@ class LanguageModel:
                     "sha256": combined_identity(base, {"sha256": adapter.sha256}),
                     "adapter": {"name": adapter.name, "sha256": adapter.sha256, "n_modules": len(hooks[name])},
                 }
+            model._passes = self._passes.with_adapters(strengths, model.config.id)
+            model._checked = dataclasses.replace(self._checked, passes=model._passes)
         return models
 
     def shares_weights_with(self, other: "LanguageModel") -> bool:
@@ -159,16 +151,16 @@ class LanguageModel:
 
     def width(self, hook_point: str) -> int:
         """Numbers in one activation at the hook point."""
-        if hook_point not in self._widths:
+        if hook_point not in self._checked.widths:
             self.self_check([hook_point])
-        return self._widths[hook_point]
+        return self._checked.widths[hook_point]
 
     def read(self, batch: TokenBatch, hook_points: Sequence[str]) -> dict[str, Float[Tensor, "rows positions d"]]:
         """Activations at the hook points, in the model's dtype on its device. The forward pass stops at the deepest.
 
         Rows at padding are there too; `batch.mask` tells them apart. Raises HookPointError for an unknown hook point.
         """
-        return self._read(batch.input_ids, hook_points)
+        return self._passes.read(batch.input_ids, hook_points)
 
     def logits(
         self, batch: TokenBatch, *, replace: Mapping[str, Callable[[Tensor], Tensor]] | None = None
@@ -179,11 +171,8 @@ class LanguageModel:
         as it was. Raises ModelError on a truncated model, or when a function returns another shape.
         """
         self._require_head()
-        with (
-            torch.inference_mode(),
-            hooked(self._module, {name: _replacer(name, edit) for name, edit in (replace or {}).items()}),
-        ):
-            return self._forward(batch.input_ids).logits
+        with torch.inference_mode(), self._passes.replacing(replace):
+            return self._passes.forward(batch.input_ids).logits
 
     @torch.inference_mode()
     def logits_given(
@@ -194,7 +183,8 @@ class LanguageModel:
         At a block's output or input the blocks before it are left out, where that gives the same. Raises ModelError as `logits` does.
         """
         self._require_head()
-        return self._logits_given(batch.input_ids, hook_point, value, self._not_needed(hook_point))
+        left_out = self._checked.not_needed(hook_point)
+        return self._passes.logits_given(batch.input_ids, hook_point, value, left_out=left_out)
 
     @torch.inference_mode()
     def boosted_logits(
@@ -223,9 +213,9 @@ class LanguageModel:
                 edits = ({} if block == hook_point else {block: fan}) | {hook_point: add}
                 # a module that keeps to the number of rows it saw at first has them all from the start
                 with suppress(RuntimeError), hooked(self._module, edits):
-                    return self._forward(input_ids[None]).logits[:, -1]
+                    return self._passes.forward(input_ids[None]).logits[:, -1]
             with hooked(self._module, {hook_point: add}):
-                return self._forward(input_ids.repeat(len(boosts), 1)).logits[:, -1]
+                return self._passes.forward(input_ids.repeat(len(boosts), 1)).logits[:, -1]
         finally:
             last.remove()
 
@@ -242,10 +232,11 @@ class LanguageModel:
         """
         self._require_head()
         with torch.inference_mode():
-            left_out = self._not_needed(hook_point)
+            left_out = self._checked.not_needed(hook_point)
         with torch.inference_mode(False), torch.enable_grad():
             leaf = value.clone().requires_grad_()
-            return torch.autograd.grad(loss(self._logits_given(batch.input_ids, hook_point, leaf, left_out)), leaf)[0]
+            logits = self._passes.logits_given(batch.input_ids, hook_point, leaf, left_out=left_out)
+            return torch.autograd.grad(loss(logits), leaf)[0]
 
     def next_logits(
         self,
@@ -260,11 +251,8 @@ class LanguageModel:
         `cache` is of the `n_before` tokens before these; None begins. `replace` as in `logits`, for these positions.
         """
         self._require_head()
-        with (
-            torch.inference_mode(),
-            hooked(self._module, {name: _replacer(name, edit) for name, edit in (replace or {}).items()}),
-        ):
-            output = self._forward(input_ids, n_before=n_before, use_cache=True, past_key_values=cache)
+        with torch.inference_mode(), self._passes.replacing(replace):
+            output = self._passes.forward(input_ids, n_before=n_before, use_cache=True, past_key_values=cache)
         if getattr(output, "past_key_values", None) is None:
             raise ModelError(f"{type(self._module).__name__} keeps no key-value cache; generation needs one.")
         return output.logits[:, -1].float(), output.past_key_values
@@ -280,143 +268,21 @@ class LanguageModel:
         Raises ModelError on a truncated model, or when the vectors are not as wide as the residual stream.
         """
         self._require_head()
-        trunk = find_trunk(self._module).module
-        norm = next((getattr(trunk, name) for name in _FINAL_NORMS if hasattr(trunk, name)), None)
-        if norm is None:
-            raise ModelError(
-                f"{type(trunk).__name__} has no final norm under {', '.join(_FINAL_NORMS)}; unembed needs one."
-            )
-        head = cast(nn.Linear, self._module.get_output_embeddings())
-        if directions.ndim != 2 or directions.shape[1] != head.weight.shape[1]:
-            raise ModelError(f"unembed got shape {tuple(directions.shape)}. Expected [n, {head.weight.shape[1]}].")
-        normed = copy.deepcopy(norm).float()(directions.to(self.device, torch.float32))
-        # In chunks: a float32 copy of the whole head is gigabytes.
-        chunks = [normed @ weight.float().T for weight in head.weight.split(_VOCAB_CHUNK)]
-        return self._scaled(torch.cat(chunks, dim=1) + (0.0 if head.bias is None else head.bias.float()))
+        return unembed(self._module, directions)
 
     def self_check(self, hook_points: Sequence[str]) -> None:
         """Raises ModelError naming the hook point unless each is finite, of the expected shape, and fires once a pass.
 
         Also unless a second pass gives the same, text further right changes nothing, `unembed` agrees with a head.
         """
-        ids = self._check_ids()
-        beside = torch.cat([torch.cat([ids, ids], dim=1), torch.cat([ids.flip(1), ids], dim=1)])
-        first = {name: self._checked_activation(name, ids) for name in hook_points}
-        if hook_points:
-            second, wide = self._read(ids, hook_points), self._read(beside, hook_points)
-            for name in hook_points:
-                _check_equal(name, first[name], second[name], wide[name][:1, : ids.shape[1]])
-        self._widths.update({name: value.shape[2] for name, value in first.items()})
-        if self._has_head():
-            self._check_unembed(ids)
-        self.provenance["self_check"] = {"hook_points": sorted(self._widths), "tokens": ids.shape[1], "passed": True}
-
-    def _check_ids(self) -> Int[Tensor, "1 positions"]:
-        token_ids = self.tokenizer(_CHECK_TEXT, add_special_tokens=False)["input_ids"][:_CHECK_TOKENS]
-        if not token_ids:
-            raise ModelError(f"The tokenizer of {self.config.id} gives no tokens for plain text.")
-        return torch.tensor([token_ids])
-
-    def _read(self, input_ids: Tensor, hook_points: Sequence[str]) -> dict[str, Tensor]:
-        found: dict[str, Tensor] = {}
-
-        def reader(name: str) -> Callable[[Tensor], None]:
-            def take(value: Tensor) -> None:
-                found[name] = value
-                if len(found) == len(wanted):
-                    raise StopForward
-
-            return take
-
-        wanted = {name: reader(name) for name in hook_points}
-        with torch.inference_mode(), hooked(self._module, wanted):
-            try:
-                self._forward(input_ids)
-            except StopForward:
-                return {name: found[name] for name in hook_points}
-        silent = ", ".join(name for name in hook_points if name not in found)
-        raise ModelError(f"{silent} never fires in a forward pass on text. Choose a module that the model calls.")
-
-    def _forward(self, input_ids: Tensor, *, n_before: int = 0, use_cache: bool = False, **more: Any) -> Any:
-        longest = getattr(self._module.config.get_text_config(), "max_position_embeddings", None)
-        n_tokens = n_before + input_ids.shape[1]
-        if longest and n_tokens > longest:
-            remedy = "Give a shorter text, or fewer new tokens." if use_cache else "Lower text.context_tokens."
-            raise ModelError(f"A row holds {n_tokens} tokens; {self.config.id} takes {longest}. {remedy}")
-        with ExitStack() as adapted:
-            for hooks, strength in self._adapters:
-                adapted.enter_context(hooks.applied(strength))
-            return self._module(input_ids=input_ids.to(self.device, non_blocking=True), use_cache=use_cache, **more)
-
-    def _logits_given(self, input_ids: Tensor, hook_point: str, value: Tensor, left_out: Sequence[nn.Module]) -> Tensor:
-        with skipped(left_out), hooked(self._module, {hook_point: _replacer(hook_point, lambda _: value)}):
-            return self._forward(input_ids).logits
-
-    def _not_needed(self, hook_point: str) -> list[nn.Module]:
-        """The blocks whose work is lost when the activation there is given; none, where leaving them out changes logits."""
-        blocks = list(find_trunk(self._module).blocks)[: HookPoint.parse(hook_point).first_needed]
-        if blocks and hook_point not in self._can_begin:
-            ids = self._check_ids()
-            value = self._read(ids, [hook_point])[hook_point].flip(1)  # not what the blocks would give
-            try:
-                short = self._logits_given(ids, hook_point, value, blocks)
-            except (AttributeError, IndexError, RuntimeError, TypeError, ValueError):
-                short = None
-            whole = self._logits_given(ids, hook_point, value, [])
-            self._can_begin[hook_point] = short is not None and torch.equal(short, whole)
-        return blocks if self._can_begin.get(hook_point) else []
-
-    def _checked_activation(self, name: str, ids: Tensor) -> Float[Tensor, "rows positions d"]:
-        values: list[Tensor] = []
-        with torch.inference_mode(), hooked(self._module, {name: values.append}):
-            self._forward(ids)
-        if len(values) != 1:
-            raise ModelError(
-                f"{name} fires {len(values)} times in a forward pass. Expected once: choose another module."
-            )
-        value = values[0]
-        hidden = self._module.config.get_text_config().hidden_size
-        is_residual = HookPoint.parse(name).layer is not None and not HookPoint.parse(name).module
-        shape = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
-        if not isinstance(value, Tensor) or value.ndim != 3 or value.shape[:2] != ids.shape:
-            raise ModelError(f"{name} gives {shape}. Expected one vector a token: [1, {ids.shape[1]}, width].")
-        if is_residual and value.shape[2] != hidden:
-            raise ModelError(f"{name} gives {shape}. Expected the residual stream's width {hidden}.")
-        if not value.isfinite().all():
-            raise ModelError(f"{name} gives NaN or infinity on plain text in {self.dtype}. Try model.dtype = float32.")
-        return value
-
-    def _check_unembed(self, ids: Tensor) -> None:
-        trunk = find_trunk(self._module)
-        last: list[Tensor] = []
-        with torch.inference_mode(), hooked(self._module, {f"layers.{self.n_layers - 1}": last.append}):
-            logits = self._forward(ids).logits[0].float()
-        if not logits.isfinite().all():
-            raise ModelError(f"{self.config.id} gives NaN or infinite logits on plain text in {self.dtype}.")
-        difference = _relative(self.unembed(last[0][0]), logits)
-        if not difference <= _LEAK_TOLERANCE[self.dtype]:
-            raise ModelError(
-                f"Final norm and head of {type(trunk.module).__name__} do not give the model's own logits (relative "
-                f"difference {difference:.2g}). This architecture scales its logits in a way that is not known here."
-            )
-
-    def _has_head(self) -> bool:
-        return self._module.get_output_embeddings() is not None
+        self.provenance["self_check"] = self._checked.check(hook_points)
 
     def _require_head(self) -> None:
-        if not self._has_head():
+        if not has_head(self._module):
             raise ModelError(
                 f"{self.config.id} was loaded without its head, up to layer {self.n_layers - 1}. "
                 "Load it with hook_points=None."
             )
-
-    def _scaled(self, logits: Tensor) -> Tensor:
-        """What some architectures do after the head: Gemma caps, Cohere multiplies, Granite divides."""
-        text_config = self._module.config.get_text_config()
-        logits = logits * (getattr(text_config, "logit_scale", None) or 1.0)
-        logits = logits / (getattr(text_config, "logits_scaling", None) or 1.0)
-        cap = getattr(text_config, "final_logit_softcapping", None)
-        return cap * torch.tanh(logits / cap) if cap else logits
 
 
 def _embedding(module: PreTrainedModel) -> Float[Tensor, "vocab d"]:
@@ -427,31 +293,3 @@ def _stop_ids(module: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> fr
     named = [getattr(getattr(module, name, None), "eos_token_id", None) for name in ("generation_config", "config")]
     listed = [ids if isinstance(ids, list) else [ids] for ids in (*named, tokenizer.eos_token_id)]
     return frozenset(id for ids in listed for id in ids if isinstance(id, int))
-
-
-def _replacer(name: str, edit: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
-    def replace(value: Tensor) -> Tensor:
-        replaced = edit(value)
-        if replaced.shape != value.shape:
-            raise ModelError(
-                f"The replacement at {name} has shape {tuple(replaced.shape)}. Expected {tuple(value.shape)}."
-            )
-        return replaced.to(value.dtype)
-
-    return replace
-
-
-def _check_equal(name: str, first: Tensor, second: Tensor, beside_other_text: Tensor) -> None:
-    if not torch.equal(first, second):
-        raise ModelError(f"{name} differs between two passes over the same tokens. Expected a deterministic model.")
-    difference = _relative(beside_other_text, first)
-    if not difference <= _LEAK_TOLERANCE[first.dtype]:
-        raise ModelError(
-            f"{name} changes by {difference:.2g} (relative) when other text stands to the right or in another row. "
-            "Expected a causal model."
-        )
-
-
-def _relative(value: Tensor, reference: Tensor) -> float:
-    tiny = torch.finfo(torch.float32).tiny
-    return float((value.float() - reference.float()).norm() / reference.float().norm().clamp_min(tiny))
