@@ -59,6 +59,8 @@ _NEUTRAL_TEXTS = 40  # on which the price of taking latents out is measured
 
 _log = logging.getLogger(__name__)
 
+_Step = Callable[[], dict[str, Any]]
+
 
 def compare_models(recipe: Comparison, out: str | Path | None = None, *, stop: StopFlag | None = None) -> RunDir:
     """Runs what is left of a comparison in `out` (default runs/NAME) and returns the run directory.
@@ -81,31 +83,31 @@ class _Comparing:
     def go(self) -> None:
         """Every step that is not done yet."""
         self._settle_recipe()
-        if self.findings.report.exists():
+        before, after = self._before_capture(), self._after_capture()
+        if self.findings.report.exists() and all(self.findings.has(name) for name in (*before, *after)):
             _log.info("%s is complete; nothing to do.", self.run.path)
             return
         check_fits(self.recipe, self.run.path)
         self.manifest.record(**environment())
-        self._step("null", self._null)
-        self._step("preflight", self._preflight)
+        self._make(before)
         _log.info("capture ...")
         with self.manifest.timed("capture"):
             self.manifest.record(models=self._captured().model, activations=self.store.counts)
-        options = self.recipe.closure
-        points = options.layers_of(self.models["base"].n_layers, self.recipe.hook_point)
-        self._step("where", lambda: layer_findings(self.models, self.text, points, options.forward_tokens))
-        self._step("dense", self._dense)
-        if self.recipe.saes:
-            self._step("labels", self._given)
-        else:
-            self._step("dictionaries", self._dictionaries)
-            self._step("labels", self._labels)
-        self._step("closure", self._closure)
-        if self.recipe.fine_tuning is not None:
-            self._step("grounding", self._grounding)
-            if not self.recipe.saes:
-                self._step("telling", self._telling)
+        self._make(after)
         write_report(self.findings, self.recipe.name, self.manifest.values["steps"])
+
+    def _before_capture(self) -> dict[str, _Step]:
+        return {"null": self._null, "preflight": self._preflight}
+
+    def _after_capture(self) -> dict[str, _Step]:
+        steps: dict[str, _Step] = {"where": self._where, "dense": self._dense}
+        if self.recipe.saes:
+            steps |= {"labels": self._given, "closure": self._closure}
+        else:
+            steps |= {"dictionaries": self._dictionaries, "labels": self._labels, "closure": self._closure}
+        if self.recipe.fine_tuning is not None:
+            steps |= {"grounding": self._grounding} | ({} if self.recipe.saes else {"telling": self._telling})
+        return steps
 
     @cached_property
     def models(self) -> dict[str, LanguageModel]:
@@ -169,6 +171,11 @@ class _Comparing:
         return collect_activations(
             PairedModels(self.models), text, capture, self.run.activations, seed=self.recipe.seed
         )
+
+    def _where(self) -> dict[str, Any]:
+        options = self.recipe.closure
+        points = options.layers_of(self.models["base"].n_layers, self.recipe.hook_point)
+        return layer_findings(self.models, self.text, points, options.forward_tokens)
 
     def _dense(self) -> dict[str, Any]:
         rows = {role: lambda role=role: self.rows.differences(role) for role in self.recipe.roles[1:]}
@@ -281,13 +288,13 @@ class _Comparing:
         neutral = ordinary_texts(self.recipe.text, self.models["base"].tokenizer, _NEUTRAL_TEXTS)
         return telling.findings(neutral, CausalConfig(n_controls=self.recipe.writing.controls))
 
-    def _step(self, name: str, make: Callable[[], dict[str, Any]]) -> None:
-        """Makes what is not there yet, and keeps it."""
-        if self.findings.has(name):
-            return
-        _log.info("%s ...", name)
-        with self.manifest.timed(name):
-            self.findings.put(name, json.loads(json.dumps(make(), default=str)))
+    def _make(self, steps: dict[str, _Step]) -> None:
+        """What is not there yet, and keeps it."""
+        for name, find in steps.items():
+            if not self.findings.has(name):
+                _log.info("%s ...", name)
+                with self.manifest.timed(name):
+                    self.findings.put(name, json.loads(json.dumps(find(), default=str)))
 
     def _settle_recipe(self) -> None:
         if self.run.recipe.exists():

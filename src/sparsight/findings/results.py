@@ -4,7 +4,7 @@ RUN/compare/
   STEP.json                                         what the step found; a step with a file is not made again
   features.parquet  pairs.parquet  nulls.parquet    every latent of every SAE, mutual pairs, the null's values
   closure.csv
-  report.md  report.html                            written last: while the page is there, the comparison is complete
+  report.md  report.html                            written last; with them and every step's file the comparison is complete
 """
 
 from pathlib import Path
