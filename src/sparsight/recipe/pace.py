@@ -10,8 +10,8 @@
                     stands beside them, norms, attention, hooks and casts, runs at the rate of vectors, which float32's stands for. Shares of one peak
                     that were right with AMX (2.8 TFLOP/s of bfloat16, 0.37 of float32) said four times too much without (0.41 and 0.18):
 
-      forward       0.3     SmolLM2-135M cut at layer 15 ran at 0.29 of the rate with AMX, one thread; at 0.65 without, two of three with adapters
-      hooked        0.95    whole models that are read, patched or written with, logits in float32; found when adapters left the fused blocks
+      forward       0.25    between what SmolLM2-135M cut at layer 15 took with AMX (0.32) and without, adapters within the fused blocks (0.15)
+      hooked        0.6     whole models that are read, patched or written with, logits in float32; without AMX
       tuned         2.8     a LoRA's steps, its matrices in float32: 0.085 TFLOP/s on both
       autograd      0.6     jumprelu, gated and matryoshka steps; more where [n, F] is larger
       fused         0.09    the encoder's product runs at 0.9 to 1.1 of the rate, a dense relu's gradients of weights at 0.5; what a step moves
@@ -19,8 +19,7 @@
 
     disk            0.5 GB/s, a SATA SSD
 
-Chosen on two processors; docs/log.md holds it against what was measured. `forward` and `hooked` say too much since adapters stay in the fused blocks;
-they wait for a whole measurement.
+Chosen on two processors; docs/log.md holds it against what was measured.
 """
 
 from sparsight.artifact.devices import Device
@@ -30,7 +29,7 @@ __all__ = ["stage_seconds"]
 
 _CUDA_EFFICIENCY = 0.4
 _CPU_FLOAT32_EFFICIENCY = 0.65
-_BESIDE = {"forward": 0.3, "hooked": 0.95, "tuned": 2.8, "autograd": 0.6, "fused": 0.09}
+_BESIDE = {"forward": 0.25, "hooked": 0.6, "tuned": 2.8, "autograd": 0.6, "fused": 0.09}
 _BANDWIDTH_EFFICIENCY = 0.7
 _DISK_BYTES_PER_SECOND = 0.5e9
 
