@@ -8,7 +8,8 @@ from jaxtyping import Float, Int
 from torch import Tensor, cat, inference_mode
 
 from sparsight.activations import ActivationBatch, ActivationStore
-from sparsight.metrics import fvu
+from sparsight.errors import MetricError
+from sparsight.metrics import ReconstructionSums
 from sparsight.sae import SparseAutoencoder
 
 __all__ = ["PairedRows"]
@@ -51,9 +52,18 @@ class PairedRows:
     @inference_mode()
     def measured(self, sae: SparseAutoencoder) -> dict[str, Any]:
         """FVU and L0 on the held-out rows of the view that an SAE was trained on."""
-        x = cat(list(self.of(sae.cfg.hook_point.partition(":")[0])))
-        fired = sae.encode_sparse(x).values > 0
-        return {"fvu": fvu(x, sae.reconstruct(x)), "l0": float(fired.sum(1).float().mean()), "n_tokens": len(x)}
+        name, sums = sae.cfg.hook_point, None
+        for batch in self.store.batches("heldout", _BATCH, hook_points=[name]):
+            x = batch[name].float()
+            latents = sae.encode_sparse(x)
+            sums = sums or ReconstructionSums(["rebuilt"], x.mean(0), extra=["l0"])
+            l0 = (latents.values > 0).sum(1).float()
+            sums.add(x, {"rebuilt": sae.decode_sparse(latents)}, batch.document_ids, extra={"l0": l0})
+        if sums is None:
+            raise MetricError(f"{name} has no held-out rows to measure {sae.cfg.id} on.")
+        found = sums.finish()
+        n_tokens = found.total("tokens")
+        return {"fvu": sums.fvu("rebuilt"), "l0": found.total("l0") / n_tokens, "n_tokens": int(n_tokens)}
 
     def side_by_side(self) -> Iterator[tuple[Int[Tensor, " n"], Float[Tensor, "n width"]]]:
         """Document ids, and both models' rows as a crosscoder reads them."""
