@@ -27,7 +27,7 @@ from sparsight.activations import ActivationStore, PairedModels, StoreSource
 from sparsight.artifact import Manifest, RunDir, StopFlag, environment, locked, write_atomic
 from sparsight.collect import collect_activations
 from sparsight.convert import load_sae
-from sparsight.diff import Dictionary, DifferenceCode, fit_difference, scaled_sae
+from sparsight.diff import DenseDifference, Dictionary, DifferenceCode, fit_difference, scaled_sae
 from sparsight.findings import (
     Findings,
     LatentFindings,
@@ -55,6 +55,7 @@ __all__ = ["compare_models"]
 _OF_EACH = (
     0.6  # of the tokens wanted, from each of two texts: some are masked, and more or fewer than asked for are held out
 )
+_COMPONENTS = 50  # principal ones of a difference
 _NEUTRAL_TEXTS = 40  # on which the price of taking latents out is measured
 
 _log = logging.getLogger(__name__)
@@ -132,6 +133,14 @@ class _Comparing:
         """Held-out text that whole models are run on."""
         return self._text_of("heldout", self.recipe.closure.heldout_tokens)
 
+    @cached_property
+    def difference(self) -> DenseDifference:
+        """The fine-tune's, which two steps ask for."""
+        return self._difference("tuned")
+
+    def _difference(self, role: str) -> DenseDifference:
+        return fit_difference(self.rows.differences(role), self.recipe.hook_point, k=_COMPONENTS)
+
     def _text_of(self, split: str, n_tokens: int) -> SpliceText:
         return SpliceText.choose(self.store, n_tokens, split=split, most_documents=True)
 
@@ -178,8 +187,9 @@ class _Comparing:
         return layer_findings(self.models, self.text, points, options.forward_tokens)
 
     def _dense(self) -> dict[str, Any]:
-        rows = {role: lambda role=role: self.rows.differences(role) for role in self.recipe.roles[1:]}
-        return dense_findings(self.models, rows, self.text, self.recipe.hook_point, self.recipe.closure.forward_tokens)
+        others = {role: self._difference(role) for role in self.recipe.roles[1:] if role != "tuned"}
+        differences = {"tuned": self.difference} | others
+        return dense_findings(self.models, differences, self.text, self.recipe.closure.forward_tokens)
 
     def _dictionaries(self) -> dict[str, Any]:
         """Trains all, and measures each on held-out rows."""
@@ -239,7 +249,7 @@ class _Comparing:
         return closure_findings(
             self.models,
             codes,
-            fit_difference(self.rows.differences("tuned"), self.recipe.hook_point, k=50),
+            self.difference,
             self.rows.trained_on,
             self._text_of("train", options.attributed_tokens),
             self.text,

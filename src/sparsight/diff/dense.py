@@ -81,12 +81,14 @@ def fit_difference(
             early, early_n = torch.zeros(n_early, d, dtype=torch.float64), torch.zeros(n_early, dtype=torch.int64)
             halves = torch.zeros(2, d, dtype=torch.float64)
         fit.add(rows)
-        squares += float(rows.double().square().sum())
+        squares += float(torch.linalg.vector_norm(rows, dtype=torch.float64)) ** 2
         positions = batch.positions.long()
         first = positions < n_early
         early.index_add_(0, positions[first], rows[first].double())
         early_n += torch.bincount(positions[first], minlength=n_early)
-        halves.index_add_(0, (batch.document_ids >> 40) & 1, rows.double())
+        second = ((batch.document_ids >> 40) & 1).bool()
+        for half, members in enumerate((~second, second)):
+            halves[half] += rows[members].sum(0, dtype=torch.float64)
     if fit.n_tokens < 2 or early is None or early_n is None or halves is None:
         raise MetricError(
             f"The difference of two models needs at least 2 tokens; got {fit.n_tokens}. Collect more text."

@@ -10,7 +10,6 @@ from sparsight.diff import (
     attribute_latents,
     closure_curve,
     difference_lens,
-    fit_difference,
     layer_closure,
     measure_layers,
     rank_latents,
@@ -21,7 +20,6 @@ from sparsight.metrics import SpliceText
 
 __all__ = ["closure_findings", "dense_findings", "layer_findings"]
 
-_COMPONENTS = 50
 _BESIDE = (1, 32)  # components whose closure stands beside the latents'
 _TOKENS = 12
 _BY_ENERGY = 50
@@ -42,15 +40,13 @@ def layer_findings(
 
 def dense_findings(
     models: Mapping[str, LanguageModel],
-    rows: Mapping[str, Callable[[], Iterable[ActivationBatch]]],
+    differences: Mapping[str, DenseDifference],
     text: SpliceText,
-    hook_point: str,
     forward_tokens: int,
 ) -> dict[str, Any]:
-    """The dense bars of each fine-tune. `rows`: role -> batches that hold its difference."""
+    """The dense bars of each fine-tune; `differences`: of each role."""
     found = {}
-    for role, batches in rows.items():
-        dense = fit_difference(batches(), hook_point, k=_COMPONENTS)
+    for role, dense in differences.items():
         base, model = models["base"], models[role]
         rose, fell, n = top_token_differences(base, model, text, n=_TOKENS, forward_tokens=forward_tokens)
         word = base.tokenizer.decode

@@ -63,17 +63,19 @@ class LinearFit:
         if self._shifts is None:
             self._shifts = (x.mean(0), y.mean(0))
             self._same = target is None
-            self._sums = [torch.zeros(t.shape[1], dtype=torch.float64, device=t.device) for t in (x, y)]
+            inputs, targets = (torch.zeros(t.shape[1], dtype=torch.float64, device=t.device) for t in (x, y))
+            self._sums = [inputs, inputs if self._same else targets]
             d_in, d_out = x.shape[1], y.shape[1]
             self._xx = torch.zeros(d_in, d_in, dtype=torch.float64, device=x.device)
             self._xy = self._xx if self._same else torch.zeros(d_in, d_out, dtype=torch.float64, device=x.device)
         # Shifted by the first batch's mean, so that float32 products lose nothing to a large mean; summed in float64.
-        x, y = x - self._shifts[0], y - self._shifts[1]
-        self._sums[0] += x.double().sum(0)
-        self._sums[1] += y.double().sum(0)
-        self._xx += (x.T @ x).double()
+        x = x - self._shifts[0]
+        self._sums[0] += x.sum(0, dtype=torch.float64)
+        self._xx += x.T @ x
         if not self._same:
-            self._xy += (x.T @ y).double()
+            y = y - self._shifts[1]
+            self._sums[1] += y.sum(0, dtype=torch.float64)
+            self._xy += x.T @ y
         self.n_tokens += len(x)
 
     @property

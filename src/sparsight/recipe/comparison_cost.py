@@ -276,7 +276,6 @@ class _Costing:
         if self.kind == "cpu":
             dtype = "float32" if capture.dtype == "int8" else capture.dtype
             parts["two windows"] = 2 * window_bytes(capture, self.recipe.text.context_tokens, widths, dtype)
-        parts["held-out rows"] = 2 * 4.0 * capture.heldout_tokens * max(map(self._width, self.recipe.trained))
         return parts
 
     def _labels_memory(self) -> dict[str, float]:
