@@ -41,7 +41,7 @@ __all__ = ["LatentScaling", "ScalingSums", "scaled_crosscoder", "scaled_sae"]
 ERROR_LIMIT, RECONSTRUCTION_LIMIT = 0.2, 0.5
 _LATENTS_AT_ONCE = 256
 # of all latents active on all tokens, above which one product of matrices is faster than a dot product for each that is
-_DENSE_SHARE = 1 / 16
+_DENSE_SHARE = 1 / 100
 # rows of targets and of directions that are fetched at once: more than these 4 MB of each fall out of a core's cache (three times slower)
 _NUMBERS_AT_ONCE = 2**20
 _PERCENTILES = (2.5, 97.5)
@@ -100,7 +100,9 @@ class ScalingSums:
         self._rows = torch.stack(rows).double()
         self._units = functional.normalize(torch.stack(rows).float(), dim=2)
         self.n_tokens = 0
-        self._pending: list[tuple[np.ndarray, Tensor]] = []
+        self._places: dict[int, int] = {}
+        """Document -> its row of the table."""
+        self._table = torch.zeros(0, self._units.shape[1], 9, dtype=torch.float64)
 
     def add(
         self,
@@ -111,10 +113,9 @@ class ScalingSums:
     ) -> None:
         """Count a batch: its active latents, what each model's reconstruction misses (h - h'), and that reconstruction less its bias."""
         self.n_tokens += len(latents.values)
-        ids, places = np.unique(document_ids.cpu().numpy(), return_inverse=True)
+        places = self._places_of(document_ids)
         n_latents = self._units.shape[1]
         targets = [rows[model].float() for rows in (errors, reconstructions) for model in self.models]
-        sums = torch.zeros(len(ids) * n_latents, 1 + 2 * len(targets), dtype=torch.float64)
         active = latents.values > 0
         token, z, latent = active.nonzero()[:, 0], latents.values[active].float(), latents.indices[active].long()
         dense = len(z) > _DENSE_SHARE * len(active) * n_latents
@@ -124,24 +125,24 @@ class ScalingSums:
             for target in targets
             for units, known in zip(self._units, self._known, strict=True)
         ]
-        cells = torch.from_numpy(places)[token.cpu()] * n_latents + latent.cpu()
-        sums.index_add_(0, cells, torch.stack(columns, 1).cpu().double())
-        table = sums.view(len(ids), n_latents, -1).transpose(1, 2).contiguous()
-        self._pending.append((ids, table))
-        if sum(len(each) for each, _ in self._pending) > 2 * len(self._pending[0][0]):
-            self._compact()
+        cells = places[token.cpu()] * n_latents + latent.cpu()
+        self._table.view(-1, self._table.shape[2]).index_add_(0, cells, torch.stack(columns, 1).cpu().double())
 
     def finish(self, own: str, *, n_resamples: int = 200, seed: int = 0) -> LatentScaling:
         """nu of every latent as one that the model `own` has and the other may lack. Raises MetricError with fewer than 2 documents."""
-        ids, table = self._compact()
+        if not self._places:
+            raise MetricError("Latent scaling was given no activations.")
+        ids = sorted(self._places)
         if len(ids) < 2:
             raise MetricError(f"Latent scaling needs at least 2 documents for its intervals; got {len(ids)}.")
+        rows = torch.tensor([self._places[id] for id in ids])
         mine = self.models.index(own)
         draws = torch.from_numpy(document_weights(np.random.default_rng(seed), len(ids), n_resamples))
-        found = torch.full((3, 3, 2, table.shape[2]), torch.nan, dtype=torch.float64)
-        for start in range(0, table.shape[2], _LATENTS_AT_ONCE):
+        n_latents = self._table.shape[1]
+        found = torch.full((3, 3, 2, n_latents), torch.nan, dtype=torch.float64)
+        for start in range(0, n_latents, _LATENTS_AT_ONCE):
             block = slice(start, start + _LATENTS_AT_ONCE)
-            part = table[:, :, block]
+            part = self._table[rows, block].transpose(1, 2).contiguous()
             drawn = (draws @ part.flatten(1)).view(n_resamples, *part.shape[1:])
             found[0, ..., block] = self._ratios(part.sum(0)[None], block, mine)[0]
             ratios = self._ratios(drawn, block, mine).numpy()
@@ -162,15 +163,15 @@ class ScalingSums:
         known = self._units[:, block].abs().sum(2)[[mine, other]] > 0
         return torch.where((reference > 0)[:, :, None] & known, ratios, torch.nan)
 
-    def _compact(self) -> tuple[np.ndarray, Tensor]:
-        if not self._pending:
-            raise MetricError("Latent scaling was given no activations.")
-        if len(self._pending) > 1:
-            ids, places = np.unique(np.concatenate([ids for ids, _ in self._pending]), return_inverse=True)
-            table = torch.zeros(len(ids), *self._pending[0][1].shape[1:], dtype=torch.float64)
-            table.index_add_(0, torch.from_numpy(places), torch.cat([sums for _, sums in self._pending]))
-            self._pending = [(ids, table)]
-        return self._pending[0]
+    def _places_of(self, document_ids: Int[Tensor, " n"]) -> Int[Tensor, " n"]:
+        """The table's row of each token's document; new ones get the next, and the table grows by doubling."""
+        ids, inverse = np.unique(document_ids.cpu().numpy(), return_inverse=True)
+        places = torch.tensor([self._places.setdefault(int(id), len(self._places)) for id in ids])
+        missing = len(self._places) - len(self._table)
+        if missing > 0:
+            more = torch.zeros(max(missing, len(self._table)), *self._table.shape[1:], dtype=torch.float64)
+            self._table = torch.cat([self._table, more])
+        return places[torch.from_numpy(inverse)]
 
 
 @torch.no_grad()
