@@ -102,7 +102,8 @@ class ScalingSums:
         self.n_tokens = 0
         self._places: dict[int, int] = {}
         """Document -> its row of the table."""
-        self._table = torch.zeros(0, self._units.shape[1], 9, dtype=torch.float64)
+        self._table = torch.zeros(0, self._units.shape[1], 1 + 2**3, dtype=torch.float64)
+        """Of each document and latent: squares of activations, then products with [error | reconstruction], of either model, along either decoder."""
 
     def add(
         self,
