@@ -211,11 +211,10 @@ class _Costing:
         return self._n_codes * (attribution + curve) + changed + options.heldout_tokens * _DENSE_BARS * upper
 
     def _closure(self, work: Work) -> None:
-        """Energy of every latent on the train rows, for each code; and the difference's components."""
+        """Energy of every latent on the train rows, for each code; the difference's components are at hand from the dense bars."""
         n_tokens = self.recipe.activations.n_tokens
         codes = 3 if self._n_codes == 2 else 1  # in widths: a crosscoder reads both models
         work.compute("forward", "float32", 2.0 * codes * n_tokens * self._d * self.recipe.dictionaries.n_latents)
-        work.compute("forward", "float32", 2.0 * n_tokens * self._d**2)
 
     def _grounding(self, work: Work, n_texts: int) -> None:
         """`n_texts`: for each prompt."""
