@@ -42,8 +42,9 @@ def attribute_latents(
     active = torch.zeros_like(scores)
     n_tokens = n_kept = 0
     for batch, kept in text.batches(forward_tokens):
-        (_, before), (p_tuned, after) = (run_both(model, batch, [hook_point]) for model in (base, tuned))
-        h_base, h_tuned = before[hook_point], after[hook_point]
+        h_base = base.read(batch, [hook_point])[hook_point]
+        p_tuned, found = run_both(tuned, batch, [hook_point])
+        h_tuned = found[hook_point]
         where, scored = kept.to(h_base.device), batch.mask.to(h_base.device)
         target = torch.where(where[..., None], h_tuned, h_base)
         loss = _divergence(p_tuned, scored)

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import islice
 from typing import Any
 
 from jaxtyping import Float, Int
@@ -35,10 +36,11 @@ class PairedRows:
         for batch in self.store.batches("train", _BATCH, hook_points=[f"{name}:{self.hook_point}"]):
             yield replace(batch, activations={asked: batch[f"{name}:{self.hook_point}"]})
 
-    def trained_on(self) -> Iterator[ActivationBatch]:
-        """Train rows of base and tuned."""
+    def trained_on(self, at_least: int = 200_000) -> Iterator[ActivationBatch]:
+        """Train rows of base and tuned; of a store with twice `at_least` rows or more every n-th batch, as many batches as give that."""
         names = [f"{role}:{self.hook_point}" for role in ("base", "tuned")]
-        return self.store.batches("train", _BATCH, hook_points=names)
+        every = max(1, self.store.n_tokens("train") // at_least)
+        return islice(self.store.batches("train", _BATCH, hook_points=names), 0, None, every)
 
     def pairs(
         self, first: str = "base", second: str = "tuned"
