@@ -23,6 +23,7 @@ from sparsight.diff import (
 )
 from sparsight.diff.closure import _plan_sets
 from sparsight.errors import MetricError
+from sparsight.findings import PairedRows
 from sparsight.lm import LanguageModel, ModelConfig, TextConfig, load_models
 from sparsight.metrics import SpliceText
 from sparsight.sae import SAEConfig, SparseAutoencoder
@@ -82,6 +83,17 @@ def curve(
     arguments = {"hook_point": POINT, "forward_tokens": 256, "n_resamples": 100, "sizes": (4, 16)} | options
     rows = closure_curve(models["base"], models["tuned"], splice, code, ranking, **arguments)  # type: ignore[arg-type]
     return {(row.name, row.n_latents): row for row in rows}
+
+
+def test_of_a_large_store_rows_spread_over_the_train_split_are_ranked_on(store: ActivationStore):
+    rows = PairedRows(store, POINT)
+    every = [batch["tuned:layers.1"] for batch in rows.trained_on()]
+    assert len(every) > 1  # a small store is read whole
+    wanted = store.n_tokens("train") // 2 + 1  # of which the store has less than twice
+    assert [len(batch) for batch in rows.trained_on(wanted)] == [len(batch) for batch in every]
+    half = [batch["tuned:layers.1"] for batch in rows.trained_on(store.n_tokens("train") // 2)]
+    assert len(half) == -(-len(every) // 2)
+    assert all(torch.equal(batch, every[2 * i]) for i, batch in enumerate(half))
 
 
 def test_closure_is_what_its_formula_says(models: dict[str, LanguageModel], splice: SpliceText) -> None:
